@@ -1,0 +1,2 @@
+//! The `conceptseg` command.
+fn main() {}

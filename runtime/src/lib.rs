@@ -1,0 +1,6 @@
+//! The ConceptSeg runtime.
+
+pub mod files;
+pub mod labels;
+#[doc(hidden)]
+pub mod testdata;

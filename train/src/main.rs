@@ -1,0 +1,2 @@
+//! conceptseg-train
+fn main() {}
