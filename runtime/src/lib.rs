@@ -1,5 +1,6 @@
 //! The ConceptSeg runtime.
 
+pub mod bundle;
 pub mod files;
 pub mod labels;
 #[doc(hidden)]
