@@ -1,0 +1,10 @@
+//! Figures that say how good a result is, computed as the tools of the field compute them.
+//!
+//! [`davis`] scores carried masks with the region (`J`) and boundary (`F`) measures of the
+//! DAVIS benchmark. [`bitmask`], [`counts`] and [`statistics`] are its parts: masks of one
+//! bit per pixel, what is counted in one frame, and what a series of frames comes to.
+
+pub mod bitmask;
+pub mod counts;
+pub mod davis;
+pub mod statistics;
