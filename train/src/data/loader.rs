@@ -1,0 +1,373 @@
+//! Batches of view pairs, prepared by background threads.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_pcg::Pcg64;
+use serde::{Deserialize, Serialize};
+
+use super::augment::{Renderer, ViewParams, ViewPlan};
+use super::{DataError, Dataset};
+
+/// How batches are made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoaderConfig {
+    /// Images per batch; each gives two views.
+    pub batch: usize,
+    /// Side of a view, in pixels.
+    pub crop: u32,
+    /// What views are drawn from.
+    pub views: ViewParams,
+    /// Mean of each channel that the network expects, on values in 0..1.
+    pub mean: [f32; 3],
+    /// Standard deviation of each channel that the network expects, on values in 0..1.
+    pub std: [f32; 3],
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Background threads; the batches do not depend on their number.
+    pub threads: usize,
+    /// Index of the first batch: 0, or the step that a checkpoint continues from.
+    pub first_batch: u64,
+}
+
+impl LoaderConfig {
+    /// Checks the ranges.
+    pub fn validate(&self) -> Result<(), DataError> {
+        self.views.validate()?;
+        let check = DataError::check;
+        check((1..=4096).contains(&self.batch), "batch", &self.batch, "a number in 1..=4096")?;
+        check((8..=4096).contains(&self.crop), "crop", &self.crop, "a number in 8..=4096")?;
+        check((1..=256).contains(&self.threads), "threads", &self.threads, "a number in 1..=256")?;
+        check(
+            self.mean.iter().all(|mean| mean.is_finite()),
+            "mean",
+            &self.mean,
+            "three finite numbers",
+        )?;
+        check(
+            self.std.iter().all(|std| std.is_finite() && *std > 0.0),
+            "std",
+            &self.std,
+            "three positive numbers",
+        )
+    }
+}
+
+/// Two views of each of B images.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    /// Side of a view, in pixels.
+    pub size: u32,
+    /// `[2B, 3, size, size]`, normalised; the views of image b are entries b and B + b.
+    pub images: Vec<f32>,
+    /// `[2B, size, size]`: segments, unique within an image, [`super::VOID`] for none.
+    pub ids: Vec<u16>,
+    /// `[B]`: indices into the data set, all different.
+    pub image_index: Vec<u32>,
+}
+
+/// Makes any batch by its index: a pure function of the data set, the configuration and the
+/// index.
+pub struct BatchMaker {
+    dataset: Arc<Dataset>,
+    config: LoaderConfig,
+    renderer: Renderer,
+    /// The order of the images in the epoch that was asked for last.
+    order: (u64, Vec<u32>),
+}
+
+/// What a random stream is for, so that no two share their numbers.
+#[derive(Clone, Copy)]
+enum Stream {
+    Order,
+    View,
+}
+
+/// The random stream of `parts` (such as batch, image and view) under `seed`.
+fn stream(seed: u64, purpose: Stream, parts: &[u64]) -> Pcg64 {
+    // The finaliser of SplitMix64 spreads neighbouring numbers over all 64 bits.
+    let mix = |mut z: u64| {
+        z = z.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    };
+    let start = mix(mix(seed) ^ purpose as u64);
+    Pcg64::seed_from_u64(parts.iter().fold(start, |state, &part| mix(state ^ part)))
+}
+
+impl BatchMaker {
+    /// # Errors
+    /// [`DataError::Parameter`], [`DataError::TooFewImages`] when the data set has fewer images
+    /// than a batch.
+    pub fn new(dataset: Arc<Dataset>, config: LoaderConfig) -> Result<Self, DataError> {
+        config.validate()?;
+        if dataset.len() < config.batch {
+            return Err(DataError::TooFewImages { batch: config.batch, images: dataset.len() });
+        }
+        let order = (u64::MAX, Vec::new());
+        Ok(Self { dataset, config, renderer: Renderer::default(), order })
+    }
+
+    /// Batches per pass over the images. What is left of a pass and fills no batch is dropped,
+    /// so that the images of a batch are all different.
+    pub fn batches_per_epoch(&self) -> u64 {
+        (self.dataset.len() / self.config.batch) as u64
+    }
+
+    /// The images of batch `index`.
+    pub fn image_index(&mut self, index: u64) -> Vec<u32> {
+        let (epoch, slot) = (index / self.batches_per_epoch(), index % self.batches_per_epoch());
+        if self.order.0 != epoch {
+            let mut images: Vec<u32> = (0..self.dataset.len() as u32).collect();
+            images.shuffle(&mut stream(self.config.seed, Stream::Order, &[epoch]));
+            self.order = (epoch, images);
+        }
+        let start = slot as usize * self.config.batch;
+        self.order.1[start..start + self.config.batch].to_vec()
+    }
+
+    /// Makes batch `index`.
+    ///
+    /// # Errors
+    /// As [`Dataset::get`].
+    pub fn make(&mut self, index: u64) -> Result<Batch, DataError> {
+        let image_index = self.image_index(index);
+        let size = self.config.crop;
+        let area = size as usize * size as usize;
+        let views = 2 * image_index.len();
+        let mut images = vec![0.0; views * 3 * area];
+        let mut ids = vec![0; views * area];
+        for (b, &image) in image_index.iter().enumerate() {
+            let source = self.dataset.get(image as usize)?;
+            for v in 0..2 {
+                let mut rng = stream(self.config.seed, Stream::View, &[index, b as u64, v as u64]);
+                let dimensions = source.rgb.dimensions();
+                let plan = ViewPlan::draw(&self.config.views, dimensions, size, &mut rng);
+                let view = self.renderer.render(&source.rgb, &source.segments, &plan)?;
+                let entry = v * image_index.len() + b;
+                ids[entry * area..(entry + 1) * area].copy_from_slice(&view.ids);
+                let target = &mut images[entry * 3 * area..(entry + 1) * 3 * area];
+                let planes = target.chunks_exact_mut(area).zip(view.pixels.chunks_exact(area));
+                for (c, (target, pixels)) in planes.enumerate() {
+                    let (mean, std) = (self.config.mean[c], self.config.std[c]);
+                    for (value, pixel) in target.iter_mut().zip(pixels) {
+                        *value = (pixel - mean) / std;
+                    }
+                }
+            }
+        }
+        Ok(Batch { size, images, ids, image_index })
+    }
+}
+
+/// Batches that each thread may hold ready.
+const READY_PER_THREAD: usize = 1;
+
+/// An endless stream of batches. Dropping it ends its threads.
+pub struct Loader {
+    /// One queue per thread. Thread t makes batches t, t + T, t + 2T …, so that reading the
+    /// queues in turn gives all batches in order whatever the threads do.
+    queues: Vec<Receiver<Result<Batch, DataError>>>,
+    threads: Vec<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+    next: usize,
+    batches_per_epoch: u64,
+}
+
+impl Loader {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// As [`BatchMaker::new`], and [`DataError::Thread`].
+    pub fn new(dataset: &Arc<Dataset>, config: &LoaderConfig) -> Result<Self, DataError> {
+        let mut loader = Self {
+            queues: Vec::new(),
+            threads: Vec::new(),
+            stop: Arc::new(AtomicBool::new(false)),
+            next: 0,
+            batches_per_epoch: 0,
+        };
+        config.validate()?;
+        for t in 0..config.threads {
+            let maker = BatchMaker::new(Arc::clone(dataset), config.clone())?;
+            loader.batches_per_epoch = maker.batches_per_epoch();
+            let (sender, receiver) = sync_channel(READY_PER_THREAD);
+            let stop = Arc::clone(&loader.stop);
+            let first = config.first_batch.saturating_add(t as u64);
+            let stride = config.threads;
+            let thread = std::thread::Builder::new()
+                .name(format!("loader-{t}"))
+                .spawn(move || work(maker, &sender, &stop, first, stride))
+                .map_err(DataError::Thread)?;
+            loader.queues.push(receiver);
+            loader.threads.push(thread);
+        }
+        Ok(loader)
+    }
+
+    /// Batches per pass over the images.
+    pub fn batches_per_epoch(&self) -> u64 {
+        self.batches_per_epoch
+    }
+
+    /// The next batch; waits for it.
+    ///
+    /// # Errors
+    /// What kept the batch from being made; [`DataError::WorkerStopped`] ever after.
+    pub fn next_batch(&mut self) -> Result<Batch, DataError> {
+        let batch = self.queues[self.next].recv().map_err(|_| DataError::WorkerStopped)??;
+        self.next = (self.next + 1) % self.queues.len();
+        Ok(batch)
+    }
+}
+
+fn work(
+    mut maker: BatchMaker,
+    sender: &SyncSender<Result<Batch, DataError>>,
+    stop: &AtomicBool,
+    first: u64,
+    stride: usize,
+) {
+    for index in (first..).step_by(stride) {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        let batch = maker.make(index);
+        let failed = batch.is_err();
+        if sender.send(batch).is_err() || failed {
+            return;
+        }
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // A thread that waits for room in its queue wakes up when the queue goes.
+        self.queues.clear();
+        for thread in self.threads.drain(..) {
+            // A panic of the thread has been reported as `WorkerStopped`.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::DatasetConfig;
+    use crate::data::dataset::tests::write_images;
+
+    fn config(threads: usize) -> LoaderConfig {
+        LoaderConfig {
+            batch: 3,
+            crop: 24,
+            views: ViewParams::default(),
+            mean: [0.5; 3],
+            std: [0.25; 3],
+            seed: 11,
+            threads,
+            first_batch: 0,
+        }
+    }
+
+    fn dataset(count: usize) -> Arc<Dataset> {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = write_images(dir.path(), count);
+        // The images stay in memory, so the folder may go.
+        Arc::new(Dataset::load(paths, DatasetConfig::default(), &|_, _| ()).unwrap())
+    }
+
+    fn take(loader: &mut Loader, count: usize) -> Vec<Batch> {
+        (0..count).map(|_| loader.next_batch().unwrap()).collect()
+    }
+
+    #[test]
+    fn batches_depend_on_seed_and_index_alone() {
+        let dataset = dataset(8);
+        let one = take(&mut Loader::new(&dataset, &config(1)).unwrap(), 5);
+        let three = take(&mut Loader::new(&dataset, &config(3)).unwrap(), 5);
+        assert_eq!(one, three);
+        let mut maker = BatchMaker::new(Arc::clone(&dataset), config(1)).unwrap();
+        for index in [4, 0, 2] {
+            assert_eq!(maker.make(index).unwrap(), one[index as usize]);
+        }
+        // A run that continues sees what the unbroken run would have seen.
+        let later = LoaderConfig { first_batch: 3, ..config(2) };
+        assert_eq!(take(&mut Loader::new(&dataset, &later).unwrap(), 2), one[3..]);
+        let other = LoaderConfig { seed: 12, ..config(1) };
+        assert_ne!(take(&mut Loader::new(&dataset, &other).unwrap(), 1), one[..1]);
+    }
+
+    #[test]
+    fn an_epoch_shows_no_image_twice() {
+        let dataset = dataset(8);
+        let mut maker = BatchMaker::new(dataset, config(1)).unwrap();
+        assert_eq!(maker.batches_per_epoch(), 2);
+        for epoch in 0..4 {
+            let mut seen = maker.image_index(2 * epoch);
+            seen.extend(maker.image_index(2 * epoch + 1));
+            seen.sort_unstable();
+            seen.dedup();
+            assert_eq!(seen.len(), 6);
+        }
+        assert_ne!(maker.image_index(0), maker.image_index(2));
+    }
+
+    #[test]
+    fn shapes_and_values() {
+        let dataset = dataset(3);
+        let mut loader = Loader::new(&dataset, &config(1)).unwrap();
+        let batch = loader.next_batch().unwrap();
+        assert_eq!(batch.size, 24);
+        assert_eq!(batch.images.len(), 6 * 3 * 24 * 24);
+        assert_eq!(batch.ids.len(), 6 * 24 * 24);
+        assert_eq!(batch.image_index.len(), 3);
+        assert!(batch.images.iter().all(|value| (-2.0..=2.0).contains(value)));
+        // Both views of image b come from image b, and differ.
+        for (b, &image) in batch.image_index.iter().enumerate() {
+            let known = &dataset.get(image as usize).unwrap().segments.ids;
+            let ids = |entry: usize| &batch.ids[entry * 576..(entry + 1) * 576];
+            assert!(ids(b).iter().chain(ids(3 + b)).all(|id| known.contains(id)));
+            let view = |entry: usize| &batch.images[entry * 1728..(entry + 1) * 1728];
+            assert_ne!(view(b), view(3 + b));
+        }
+    }
+
+    #[test]
+    fn dropping_a_loader_ends_its_threads() {
+        let dataset = dataset(3);
+        let loader = Loader::new(&dataset, &config(2)).unwrap();
+        drop(loader);
+        // Each thread held a reference of its own.
+        assert_eq!(Arc::strong_count(&dataset), 1);
+    }
+
+    #[test]
+    fn a_file_that_vanishes_is_reported_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = write_images(dir.path(), 3);
+        let lazy = DatasetConfig { memory_limit_mb: 0, ..DatasetConfig::default() };
+        let dataset = Arc::new(Dataset::load(paths, lazy, &|_, _| ()).unwrap());
+        drop(dir);
+        let mut loader = Loader::new(&dataset, &config(1)).unwrap();
+        assert!(matches!(loader.next_batch(), Err(DataError::Read { .. })));
+        assert!(matches!(loader.next_batch(), Err(DataError::WorkerStopped)));
+    }
+
+    #[test]
+    fn impossible_settings_are_refused() {
+        let dataset = dataset(2);
+        let error = Loader::new(&dataset, &config(1)).err().unwrap();
+        assert!(matches!(error, DataError::TooFewImages { batch: 3, images: 2 }));
+        let wrong = LoaderConfig { threads: 0, ..config(1) };
+        let error = Loader::new(&dataset, &wrong).err().unwrap();
+        assert!(matches!(error, DataError::Parameter { name: "threads", .. }));
+    }
+}
