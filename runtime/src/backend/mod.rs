@@ -1,0 +1,306 @@
+//! Backends: what runs the network of a bundle.
+//!
+//! `rten` is compiled in and always there. ONNX Runtime is two to three times as fast on a CPU; its
+//! shared library is looked for at run time, and where it is absent or broken [`probe`] says why.
+
+mod library;
+mod onnxruntime;
+mod rten;
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// Largest network file that is read, in bytes: the limit of the protobuf format.
+const MAX_NETWORK: u64 = 2 << 30;
+
+/// Upper bound for [`BackendOptions::threads`]; above it a typing error is likelier than a machine.
+const MAX_THREADS: usize = 256;
+
+/// Why a network could not be loaded or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// The network file could not be read.
+    #[error("cannot read the network {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the file system answered.
+        source: io::Error,
+    },
+    /// The network file is larger than any ONNX file can be.
+    #[error("the network {path} has {size} bytes, more than the {MAX_NETWORK} that an ONNX file can have")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// The requested backend is not there.
+    #[error("the {backend} backend is not available: {reason}")]
+    Unavailable {
+        /// Name of the backend.
+        backend: &'static str,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The backend refused the network.
+    #[error("{backend} cannot load the network {path}: {reason}; export it again or copy the bundle again")]
+    Load {
+        /// Name of the backend.
+        backend: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the backend said.
+        reason: String,
+    },
+    /// The network has no tensor of that name.
+    #[error("the network {path} has no {role} called \"{name}\" (it has {found}); the bundle's manifest must name it")]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// "input" or "output".
+        role: &'static str,
+        /// The name asked for.
+        name: String,
+        /// The names that exist.
+        found: String,
+    },
+    /// The input slice is not `3 * height * width` long.
+    #[error("the input of {width}x{height} pixels needs {expected} numbers, but {found} were given")]
+    Input {
+        /// Width in pixels.
+        width: usize,
+        /// Height in pixels.
+        height: usize,
+        /// Numbers needed.
+        expected: usize,
+        /// Numbers given.
+        found: usize,
+    },
+    /// The network failed on this input.
+    #[error("{backend} cannot run the network on {width}x{height} pixels: {reason}")]
+    Run {
+        /// Name of the backend.
+        backend: &'static str,
+        /// Width in pixels.
+        width: usize,
+        /// Height in pixels.
+        height: usize,
+        /// What the backend said.
+        reason: String,
+    },
+    /// The output is not `[1, dim, rows, columns]` of 32-bit floats.
+    #[error("the network's output has shape {shape:?}; an embedder gives [1, dim, rows, columns] in float32")]
+    Output {
+        /// The shape found.
+        shape: Vec<usize>,
+    },
+}
+
+/// Size of a network's output map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutputShape {
+    /// Channels.
+    pub dim: usize,
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+impl OutputShape {
+    /// Reads `[1, dim, height, width]`, whose product must be `length`.
+    fn from_dims(dims: &[usize], length: usize) -> Result<Self, BackendError> {
+        match *dims {
+            [1, dim, height, width] if dim.checked_mul(height).and_then(|n| n.checked_mul(width)) == Some(length) => {
+                Ok(Self { dim, height, width })
+            }
+            _ => Err(BackendError::Output { shape: dims.to_vec() }),
+        }
+    }
+}
+
+/// A loaded network. Calls from several threads are allowed; a backend may take them in turn.
+pub trait Backend: Send + Sync {
+    /// Short name: "rten" or "onnxruntime".
+    fn name(&self) -> &'static str;
+
+    /// Name, version or library, and threads, for logs.
+    fn describe(&self) -> String;
+
+    /// Runs the network on one image: `input` is `[3, height, width]` (N = 1). The output
+    /// `[dim, height / stride, width / stride]` replaces the content of `out`, whose memory is reused.
+    fn run(
+        &self,
+        input: &[f32],
+        width: usize,
+        height: usize,
+        out: &mut Vec<f32>,
+    ) -> Result<OutputShape, BackendError>;
+}
+
+/// Which backend to use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum BackendKind {
+    /// ONNX Runtime where its library is found and takes the network, otherwise rten.
+    #[default]
+    Auto,
+    /// The compiled-in backend.
+    Rten,
+    /// ONNX Runtime, or an error that says why not.
+    Onnxruntime,
+}
+
+impl BackendKind {
+    /// Name as options and settings spell it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Rten => rten::NAME,
+            Self::Onnxruntime => onnxruntime::NAME,
+        }
+    }
+}
+
+impl fmt::Display for BackendKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A name that is no backend.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("\"{0}\" is not a backend; use auto, rten or onnxruntime")]
+pub struct UnknownBackend(String);
+
+impl FromStr for BackendKind {
+    type Err = UnknownBackend;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        [Self::Auto, Self::Rten, Self::Onnxruntime]
+            .into_iter()
+            .find(|kind| kind.as_str() == name)
+            .ok_or_else(|| UnknownBackend(name.to_owned()))
+    }
+}
+
+/// How to run a network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BackendOptions {
+    /// Which backend.
+    pub kind: BackendKind,
+    /// Threads of one run, up to 256; 0: as many as the machine has physical cores.
+    pub threads: usize,
+}
+
+/// Whether a backend can be used here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probe {
+    /// The backend.
+    pub kind: BackendKind,
+    /// Its name.
+    pub name: &'static str,
+    /// Version and library, or why it cannot be used.
+    pub available: Result<String, String>,
+}
+
+/// Looks which backends can be used, the preferred one first.
+pub fn probe() -> Vec<Probe> {
+    vec![
+        Probe {
+            kind: BackendKind::Onnxruntime,
+            name: onnxruntime::NAME,
+            available: onnxruntime::runtime().map(ToString::to_string).map_err(ToOwned::to_owned),
+        },
+        Probe { kind: BackendKind::Rten, name: rten::NAME, available: Ok("built in".to_owned()) },
+    ]
+}
+
+/// Loads the network in the file `onnx`, whose tensors are called `input_name` and `output_name`.
+///
+/// The file must hold its weights itself: an ONNX file that refers to other files is refused.
+///
+/// # Errors
+/// [`BackendError`] names the file and what is wrong with it. With [`BackendKind::Auto`], an
+/// ONNX Runtime that cannot be used is not an error; the reason is logged.
+pub fn open(
+    onnx: &Path,
+    input_name: &str,
+    output_name: &str,
+    options: &BackendOptions,
+) -> Result<Box<dyn Backend>, BackendError> {
+    let bytes = read_network(onnx)?;
+    let threads = options.threads.min(MAX_THREADS);
+    let source = Source { path: onnx, bytes: &bytes, input: input_name, output: output_name, threads };
+    match options.kind {
+        BackendKind::Rten => Ok(Box::new(rten::Rten::load(&source)?)),
+        BackendKind::Onnxruntime => Ok(Box::new(onnxruntime::OnnxRuntime::load(&source)?)),
+        BackendKind::Auto => match onnxruntime::OnnxRuntime::load(&source) {
+            Ok(backend) => Ok(Box::new(backend)),
+            Err(reason) => {
+                tracing::info!("using the built-in backend rten: {reason}");
+                Ok(Box::new(rten::Rten::load(&source)?))
+            }
+        },
+    }
+}
+
+/// A network file in memory and how to run it.
+struct Source<'a> {
+    path: &'a Path,
+    bytes: &'a [u8],
+    input: &'a str,
+    output: &'a str,
+    threads: usize,
+}
+
+impl Source<'_> {
+    /// Checks that the network has the tensors the manifest names.
+    fn check_names(&self, inputs: &[String], outputs: &[String]) -> Result<(), BackendError> {
+        for (role, name, names) in [("input", self.input, inputs), ("output", self.output, outputs)] {
+            if !names.iter().any(|n| n == name) {
+                let found = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+                let (path, name) = (self.path.to_owned(), name.to_owned());
+                return Err(BackendError::Tensor { path, role, name, found });
+            }
+        }
+        Ok(())
+    }
+
+    fn refused(&self, backend: &'static str, reason: impl fmt::Display) -> BackendError {
+        BackendError::Load { backend, path: self.path.to_owned(), reason: one_line(reason) }
+    }
+}
+
+/// Libraries answer with whole paragraphs at times; an error message is one line.
+fn one_line(text: impl fmt::Display) -> String {
+    text.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// `[3, height, width]` must be what `input` holds.
+fn check_input(input: &[f32], width: usize, height: usize) -> Result<(), BackendError> {
+    let expected = width.saturating_mul(height).saturating_mul(3);
+    if expected == 0 || input.len() != expected {
+        return Err(BackendError::Input { width, height, expected, found: input.len() });
+    }
+    Ok(())
+}
+
+fn read_network(path: &Path) -> Result<Vec<u8>, BackendError> {
+    let io_error = |source| BackendError::Io { path: path.to_owned(), source };
+    let file = File::open(path).map_err(io_error)?;
+    let size = file.metadata().map_err(io_error)?.len();
+    if size > MAX_NETWORK {
+        return Err(BackendError::TooLarge { path: path.to_owned(), size });
+    }
+    let mut bytes = Vec::with_capacity(size as usize);
+    file.take(MAX_NETWORK).read_to_end(&mut bytes).map_err(io_error)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests;
