@@ -1,6 +1,18 @@
-//! Learns visual concepts.
+//! The ConceptSeg trainer: from unlabelled images to a model bundle.
+//!
+//! ```text
+//! images -> data (pseudo segments, two views) -> network (embedding) -> losses -> optimizer
+//!                                                                          |
+//!        bundle <- vocabulary (statistics through the runtime) <- export (ONNX) <- trainer
+//! ```
 
+pub mod config;
 pub mod data;
 pub mod export;
 pub mod losses;
 pub mod network;
+pub mod optimizer;
+pub mod tensorboard;
+pub mod trainer;
+pub mod vocabulary;
+pub mod whitening;

@@ -1,0 +1,250 @@
+//! The networks that embed pixels.
+//!
+//! Each is described once as a layer graph. [`Network`] runs that graph with libtorch;
+//! [`crate::export::onnx`] writes the same graph as an ONNX file.
+
+mod backbones;
+mod graph;
+mod heads;
+pub mod pretrained;
+mod run;
+
+use serde::{Deserialize, Serialize};
+use tch::nn::VarStore;
+use tch::{Tensor, no_grad};
+use thiserror::Error;
+
+pub use graph::Part;
+pub(crate) use graph::{BATCH_NORM_EPSILON, Conv, Graph, NORM_EPSILON, NodeId, Op};
+pub(crate) use run::Variables;
+
+/// Side of an embedding's cell in pixels, for every preset.
+const STRIDE: usize = 8;
+/// Most dimensions of an embedding and most channels of the edge head's correction.
+const MAX_CHANNELS: i64 = 4096;
+
+/// Why a network could not be made.
+#[derive(Debug, Error)]
+pub enum NetworkError {
+    /// A setting is out of its range.
+    #[error("network setting `{key}` is {value}; give a value from 1 to {MAX_CHANNELS}")]
+    Setting {
+        /// Name of the setting.
+        key: &'static str,
+        /// Its value.
+        value: i64,
+    },
+    /// libtorch could not allocate or initialise a variable.
+    #[error("libtorch could not make variable `{name}`: {source}")]
+    Variable {
+        /// Name of the variable.
+        name: String,
+        /// What libtorch says.
+        source: tch::TchError,
+    },
+}
+
+/// The networks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preset {
+    /// `MobileNetV2` up to `features.13`, which is both the second tap (the first is
+    /// `features.6`) and the source of the context.
+    #[default]
+    EdgeMobilenetV2,
+    /// The same taps, and the context from `features.17`.
+    EdgeMobilenetV2Deep,
+    /// ResNet-18 up to `layer3`, taps `layer2` and `layer3`.
+    #[serde(rename = "edge-resnet18")]
+    EdgeResnet18,
+    /// PSPNet on ResNet-50 as in the paper, with torchvision's ResNet.
+    #[serde(rename = "paper-resnet50")]
+    PaperResnet50,
+    /// The same on the original Caffe ResNet-50: strides in the 1x1 convolutions, another
+    /// max pool, input in 0..255 less the mean.
+    #[serde(rename = "paper-resnet50-caffe")]
+    PaperResnet50Caffe,
+}
+
+impl Preset {
+    /// Mean and standard deviation of the input's channels (RGB, values in 0..1) that the
+    /// backbone's published weights expect.
+    pub fn normalization(self) -> ([f32; 3], [f32; 3]) {
+        match self {
+            Self::EdgeMobilenetV2 | Self::EdgeMobilenetV2Deep => ([0.5; 3], [0.5; 3]),
+            Self::EdgeResnet18 | Self::PaperResnet50 => {
+                ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+            }
+            Self::PaperResnet50Caffe => {
+                ([123.68 / 255.0, 116.78 / 255.0, 103.94 / 255.0], [1.0 / 255.0; 3])
+            }
+        }
+    }
+}
+
+/// Settings of a network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NetworkConfig {
+    /// Which network.
+    pub preset: Preset,
+    /// Dimensions of the embedding (paper: 32).
+    pub dim: i64,
+    /// Edge presets: channels of the head's non-linear correction.
+    pub head_channels: i64,
+    /// Paper presets: share of each batch in the running statistics of the backbone's batch
+    /// normalisations (SPML: 3e-4; the head's is 0.1).
+    pub backbone_bn_momentum: f64,
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        Self { preset: Preset::default(), dim: 32, head_channels: 96, backbone_bn_momentum: 3e-4 }
+    }
+}
+
+/// A variable of a network.
+#[derive(Debug)]
+pub struct Parameter {
+    /// Name as in torchvision's state dictionaries; the head's start with `head.`.
+    pub name: String,
+    /// The variable itself, not a copy.
+    pub tensor: Tensor,
+    /// Where it belongs.
+    pub part: Part,
+    /// Whether it is a bias, the shift of a batch normalisation included.
+    pub bias: bool,
+    /// Whether it is learned: running statistics of batch normalisations are not.
+    pub trainable: bool,
+}
+
+/// A network with its variables.
+#[derive(Debug)]
+pub struct Network {
+    pub(crate) graph: Graph,
+    pub(crate) variables: Variables,
+    config: NetworkConfig,
+    features: NodeId,
+    output: NodeId,
+    projection: &'static str,
+}
+
+impl Network {
+    /// Makes a network with random weights (seed: `tch::manual_seed`) whose variables live in
+    /// `vs`, on its device.
+    ///
+    /// # Errors
+    /// [`NetworkError`] for a setting out of range or when memory runs out.
+    pub fn new(vs: &VarStore, config: &NetworkConfig) -> Result<Self, NetworkError> {
+        for (key, value) in [("dim", config.dim), ("head_channels", config.head_channels)] {
+            if !(1..=MAX_CHANNELS).contains(&value) {
+                return Err(NetworkError::Setting { key, value });
+            }
+        }
+        let mut graph = Graph::default();
+        let g = &mut graph;
+        let image = g.input();
+        let edge = |g: &mut Graph, taps: &[NodeId], deepest| {
+            let head = heads::edge(g, taps, deepest, config.head_channels, config.dim);
+            (head.features, head.output, heads::PROJECTION)
+        };
+        let (features, output, projection) = match config.preset {
+            Preset::EdgeMobilenetV2 => {
+                let taps = backbones::mobilenet_v2(g, image, [6, 13]);
+                edge(g, &taps, taps[1])
+            }
+            Preset::EdgeMobilenetV2Deep => {
+                let [middle, deep, deepest] = backbones::mobilenet_v2(g, image, [6, 13, 17]);
+                edge(g, &[middle, deep], deepest)
+            }
+            Preset::EdgeResnet18 => {
+                let taps = backbones::resnet18(g, image);
+                edge(g, &taps, taps[1])
+            }
+            Preset::PaperResnet50 | Preset::PaperResnet50Caffe => {
+                let caffe = config.preset == Preset::PaperResnet50Caffe;
+                let deep = backbones::resnet50(g, image, caffe, config.backbone_bn_momentum);
+                let (features, output) = heads::psp(g, deep, config.dim);
+                (features, output, heads::EMBEDDING)
+            }
+        };
+        let variables = Variables::new(&graph, vs)?;
+        Ok(Self { graph, variables, config: config.clone(), features, output, projection })
+    }
+
+    /// Embeds images `[N, 3, H, W]`, normalised as [`Self::normalization`] says, H and W
+    /// multiples of 8: `[N, dim, H / 8, W / 8]`, not scaled to unit length.
+    ///
+    /// With `train` batch normalisations use and record the statistics of the batch, which
+    /// takes at least two images; without, the recorded ones. Gradients are recorded in both
+    /// cases, unless this runs inside `tch::no_grad`.
+    pub fn forward(&self, images: &Tensor, train: bool) -> Tensor {
+        self.run(images, self.output, train)
+    }
+
+    /// Input of the last linear layer, `[N, C, H / 8, W / 8]`, for images as in
+    /// [`Self::forward`]. For edge presets these are the backbone's taps, each of unit length
+    /// over its channels, one after the other.
+    pub fn head_input(&self, images: &Tensor) -> Tensor {
+        self.run(images, self.features, false)
+    }
+
+    fn run(&self, images: &Tensor, node: NodeId, train: bool) -> Tensor {
+        self.variables.run(&self.graph, images, node, train)
+    }
+
+    /// Sets the linear layer that reads [`Self::head_input`]: `weight` `[dim, C]`, `bias`
+    /// `[dim]`. If they have fewer rows than the network has dimensions, the others become 0.
+    ///
+    /// # Panics
+    /// When `weight` has another number of columns, or either more rows, than the layer.
+    pub fn set_projection(&self, weight: &Tensor, bias: &Tensor) {
+        no_grad(|| {
+            for (suffix, value) in [("weight", weight), ("bias", bias)] {
+                let Some(variable) = self.variables.get(&format!("{}.{suffix}", self.projection))
+                else {
+                    continue;
+                };
+                let mut target = variable.tensor.detach();
+                let _ = target.zero_();
+                let rows = value.size()[0];
+                let mut shape = target.size();
+                shape[0] = rows;
+                target.narrow(0, 0, rows).copy_(&value.reshape(shape));
+            }
+        });
+    }
+
+    /// Every variable, running statistics included, in the order of the layers.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        self.variables.parameters()
+    }
+
+    /// Mean and standard deviation of the input, see [`Preset::normalization`].
+    pub fn normalization(&self) -> ([f32; 3], [f32; 3]) {
+        self.config.preset.normalization()
+    }
+
+    /// Dimensions of the embedding.
+    pub fn dim(&self) -> i64 {
+        self.config.dim
+    }
+
+    /// Side of an embedding's cell in pixels.
+    pub fn stride(&self) -> usize {
+        STRIDE
+    }
+
+    /// Settings that it was made with.
+    pub fn config(&self) -> &NetworkConfig {
+        &self.config
+    }
+
+    /// Node of the embedding, for the export.
+    pub(crate) fn output(&self) -> NodeId {
+        self.output
+    }
+}
+
+#[cfg(test)]
+mod tests;
