@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail, ensure};
 use conceptseg::files::write_atomic;
 use conceptseg::labels::{LabelMap, MAX_SIDE};
-use conceptseg::metrics::davis;
+use conceptseg::metrics::davis::{self, Figures};
 use conceptseg::results::{FrameRecord, read_records};
 use indicatif::ProgressBar;
-use summary::{Quality, Summary, Tally};
+use summary::{Summary, Tally};
 
 /// Turn the JSON lines of a run into a table, masks and a contact sheet.
 ///
@@ -133,12 +133,11 @@ fn mask_of(record: &FrameRecord) -> Result<LabelMap> {
     Ok(map)
 }
 
-fn score(annotations: &Path, masks: &Path) -> Result<Quality> {
+fn score(annotations: &Path, masks: &Path) -> Result<Figures> {
     let score = davis::score_folders(annotations, masks, None, &|| {})
         .with_context(|| format!("cannot score against {}", annotations.display()))?;
     let figures: Vec<_> = score.objects.iter().map(davis::ObjectScore::figures).collect();
-    let mean = davis::Figures::mean_of(&figures);
-    Ok(Quality { j_mean: mean.j_mean, f_mean: mean.f_mean, jf_mean: mean.jf_mean })
+    Ok(Figures::mean_of(&figures))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! A contact sheet: a grid of frames with their numbers.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use conceptseg::datasets::files_with_extension;
@@ -65,7 +65,7 @@ fn evenly_spaced<T>(items: &[T], count: usize) -> impl Iterator<Item = &T> {
 }
 
 /// One frame, scaled, with its number in the upper left corner.
-fn tile(path: &PathBuf) -> Result<RgbImage> {
+fn tile(path: &Path) -> Result<RgbImage> {
     let image = image::ImageReader::open(path)
         .map_err(image::ImageError::from)
         .and_then(image::ImageReader::decode)

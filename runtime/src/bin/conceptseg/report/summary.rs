@@ -3,14 +3,18 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use conceptseg::metrics::davis::Figures;
 use conceptseg::results::{FrameRecord, Latency};
 use serde::Serialize;
 
 /// How many concepts the summary lists.
 const TOP_CONCEPTS: usize = 8;
 
+/// One of the times of a frame, in milliseconds.
+type Field = fn(&Latency) -> f64;
+
 /// The stages in the order of a frame's way, with their field of [`Latency`].
-const STAGES: [(&str, fn(&Latency) -> f64); 4] = [
+const STAGES: [(&str, Field); 4] = [
     ("preprocess", |l| l.preprocess),
     ("network", |l| l.network),
     ("concepts", |l| l.concepts),
@@ -40,14 +44,6 @@ impl Tally {
     pub fn frames(&self) -> usize {
         self.latencies.len()
     }
-}
-
-/// J and F against true masks, means over the objects, 0..1.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Quality {
-    pub j_mean: f64,
-    pub f_mean: f64,
-    pub jf_mean: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -82,7 +78,8 @@ pub struct Summary {
     stages: Vec<Stage>,
     peak_memory_mib: Option<f64>,
     concepts: Vec<Concept>,
-    quality: Option<Quality>,
+    /// Means over the objects against true masks.
+    quality: Option<Figures>,
 }
 
 impl Summary {
@@ -90,9 +87,9 @@ impl Summary {
         tally: &Tally,
         elapsed_seconds: Option<f64>,
         peak_memory_kib: Option<u64>,
-        quality: Option<Quality>,
+        quality: Option<Figures>,
     ) -> Self {
-        let series = |value: fn(&Latency) -> f64| {
+        let series = |value: Field| {
             let mut values: Vec<f64> = tally.latencies.iter().map(value).collect();
             values.sort_by(f64::total_cmp);
             values
@@ -190,6 +187,7 @@ fn ratio(a: f64, b: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use conceptseg::metrics::davis::Figures;
     use conceptseg::results::ConceptRecord;
 
     #[test]
