@@ -91,7 +91,10 @@ pub struct Model {
 
 impl std::fmt::Debug for Model {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Model").field("bundle", &self.bundle.dir).field("backend", &self.backend.describe()).finish()
+        f.debug_struct("Model")
+            .field("bundle", &self.bundle.dir)
+            .field("backend", &self.backend.describe())
+            .finish()
     }
 }
 
@@ -142,7 +145,9 @@ impl Model {
         let entry = &self.bundle.manifest.embedder;
         let stride = entry.stride.max(1);
         let accepted = match entry.size {
-            SizeRule::Dynamic => w > 0 && h > 0 && w.is_multiple_of(stride) && h.is_multiple_of(stride),
+            SizeRule::Dynamic => {
+                w > 0 && h > 0 && w.is_multiple_of(stride) && h.is_multiple_of(stride)
+            }
             SizeRule::Fixed([height, width]) => (w, h) == (width as usize, height as usize),
         };
         if !accepted {
@@ -150,7 +155,12 @@ impl Model {
                 SizeRule::Dynamic => format!("multiples of {stride}"),
                 SizeRule::Fixed([height, width]) => format!("{width}x{height}"),
             };
-            return Err(EmbedError::InputSize { bundle: self.bundle.dir.clone(), width: w, height: h, accepted });
+            return Err(EmbedError::InputSize {
+                bundle: self.bundle.dir.clone(),
+                width: w,
+                height: h,
+                accepted,
+            });
         }
         let OutputShape { dim, height, width } = self.backend.run(input, w, h, scratch)?;
         let (expected, found) = ([entry.dim, h / stride, w / stride], [dim, height, width]);
@@ -180,7 +190,9 @@ fn transpose(channels: &[f32], dim: usize, pixels: &mut [f32]) {
         let start = block * BLOCK;
         let size = target.len() / dim;
         for (d, channel) in channels.chunks_exact(count).enumerate() {
-            for (&value, pixel) in channel[start..start + size].iter().zip(target.chunks_exact_mut(dim)) {
+            for (&value, pixel) in
+                channel[start..start + size].iter().zip(target.chunks_exact_mut(dim))
+            {
                 pixel[d] = value;
             }
         }

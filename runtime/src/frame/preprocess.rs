@@ -16,6 +16,8 @@ use super::{FrameError, FrameView, MAX_SIDE, PixelFormat, Plane};
 
 /// Smallest and largest short side that [`network_size`] answers.
 const SHORT_SIDE: (u32, u32) = (8, 4096);
+/// Largest ratio of the sides of the network's input.
+const MAX_ASPECT: u32 = 8;
 
 /// Channel statistics the network was trained with: `(x / 255 - mean) / std`, in RGB order.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -30,12 +32,14 @@ pub struct Normalization {
 ///
 /// The short side becomes `short_side`, rounded to a multiple of 8 (the usual stride) and kept
 /// within 8..=4096. The long side keeps the aspect ratio and is then floored to a multiple of 64,
-/// as the DINO evaluation of DAVIS does it, at least 64 and at most 16384.
+/// as the DINO evaluation of DAVIS does it, at least 64. A frame beyond 8:1 is squeezed to 8:1, so
+/// that no frame can ask for an input of any size.
 pub fn network_size(width: u32, height: u32, short_side: u32) -> (u32, u32) {
     let short = (short_side.clamp(SHORT_SIDE.0, SHORT_SIDE.1) + 4) / 8 * 8;
     let (frame_short, frame_long) = (width.min(height).max(1), width.max(height).max(1));
     let scaled = u64::from(short) * u64::from(frame_long) / u64::from(frame_short);
-    let long = (scaled / 64 * 64).clamp(64, u64::from(MAX_SIDE)) as u32;
+    let longest = (MAX_ASPECT * short).min(MAX_SIDE);
+    let long = (scaled / 64 * 64).clamp(64, u64::from(longest)) as u32;
     if height > width { (short, long) } else { (long, short) }
 }
 
@@ -243,7 +247,8 @@ mod tests {
         assert_eq!(network_size(1920, 1080, 244), (384, 248));
         assert_eq!(network_size(640, 480, 240), (320, 240));
         assert_eq!(network_size(100, 100, 100), (64, 104));
-        assert_eq!(network_size(16_384, 1, 480), (16_384, 480));
+        assert_eq!(network_size(16_384, 1, 480), (3840, 480));
+        assert_eq!(network_size(1, 16_384, 4096), (4096, 16_384));
         assert_eq!(network_size(1, 1, 0), (64, 8));
         assert_eq!(network_size(0, 0, u32::MAX), (4096, 4096));
     }
