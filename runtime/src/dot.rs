@@ -225,7 +225,7 @@ mod tests {
             #[cfg(target_arch = "x86_64")]
             if let Some(avx2) = pulp::x86::V3::try_new() {
                 let run = Run { vectors: &vectors, rows: &rows, y, first, out: &mut out };
-                avx2.vectorize(run);
+                Simd::vectorize(avx2, run);
                 prop_assert_eq!(out, expected);
             }
         }
