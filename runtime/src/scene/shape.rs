@@ -121,7 +121,7 @@ mod tests {
         let [ellipse, polygon, blob, star] = Shape::all(0.4);
         assert!((area(&ellipse) - core::f32::consts::PI / 2.4f32.sqrt()).abs() < 0.02);
         // The mean of r²/2 over a turn: the constant and the two waves' mean squares.
-        let expected = core::f32::consts::PI * (0.75 * 0.75 + (0.16f32 * 0.16 + 0.09 * 0.09) / 2.0);
+        let expected = core::f32::consts::PI * (0.75 * 0.75 + 0.5 * (0.16f32 * 0.16 + 0.09 * 0.09));
         assert!((area(&blob) - expected).abs() < 0.02);
         // A pentagram in the unit circle.
         assert!((area(&star) - 1.1226).abs() < 0.02, "{}", area(&star));

@@ -34,8 +34,7 @@ fn pixels_are_the_same_bits_on_every_machine() {
         hash.update(frame.image.as_raw());
         hash.update(&frame.labels.data);
     }
-    let hex: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
-    assert_eq!(hex, "9a694247875e0a265a9faa865675ec0af9d5e706ac7bc065055867acb05bd516");
+    assert_eq!(hash.finalize()[..8], [0x9a, 0x69, 0x42, 0x47, 0x87, 0x5e, 0x0a, 0x26]);
 }
 
 #[test]

@@ -187,7 +187,6 @@ fn ratio(a: f64, b: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use conceptseg::metrics::davis::Figures;
     use conceptseg::results::ConceptRecord;
 
     #[test]
