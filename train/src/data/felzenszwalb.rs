@@ -2,10 +2,11 @@
 //! Graph-Based Image Segmentation", IJCV 2004.
 //!
 //! [`partition`] gives the partition of scikit-image's `felzenszwalb` for a colour image and
-//! equal parameters, down to the rounding of its arithmetic: Gaussian smoothing as in
-//! `scipy.ndimage` in double precision, Euclidean colour distances between 8-neighbours, and
-//! merging thresholds kept in single precision. Only the order among edges of exactly equal
-//! weight is ours (a stable one; there it depends on the processor).
+//! equal parameters: Gaussian smoothing as in `scipy.ndimage` in double precision, Euclidean
+//! colour distances between 8-neighbours, and merging thresholds kept in single precision.
+//! Two things are ours and show only where two edges weigh the same to the last bits: the
+//! order among equal weights (stable here, dependent on the processor there), and, for sigma
+//! above 0.8, the order in which the kernel's weights are added up.
 
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
