@@ -126,9 +126,9 @@ fn batch_statistics_are_recorded_in_training_only() {
     let network = network(Preset::PaperResnet50);
     let mean =
         |name: &str| network.variables.get(name).unwrap().tensor.abs().max().double_value(&[]);
-    no_grad(|| network.forward(&image(2, 32, 32), false));
+    let _ = no_grad(|| network.forward(&image(2, 32, 32), false));
     assert_eq!((mean("bn1.running_mean"), mean("head.bn.running_mean")), (0.0, 0.0));
-    no_grad(|| network.forward(&image(2, 32, 32), true));
+    let _ = no_grad(|| network.forward(&image(2, 32, 32), true));
     assert!(mean("bn1.running_mean") > 0.0 && mean("head.bn.running_mean") > 0.0);
 }
 
@@ -246,4 +246,39 @@ fn a_file_that_is_no_backbone_is_refused() {
     Tensor::write_safetensors(&[("other", Tensor::zeros([2], (Kind::Float, Device::Cpu)))], &path)
         .unwrap();
     assert!(matches!(load_backbone(&network, &path), Err(PretrainedError::NothingFits { .. })));
+}
+
+/// Values of a graph that was written by hand with the `onnx` package from the file's own
+/// description (the stride of `features.7` replaced by dilation after it) and run by ONNX
+/// Runtime, on the image sin(0.37 (c + 1) y + 0.11 (c + 2) x).
+#[test]
+fn mobilenet_taps_agree_with_an_independent_graph() {
+    let file = "data/backbone/mobilenet_v2_imagenet_dequantized.safetensors";
+    let Some(path) = conceptseg::testdata::shared(file) else {
+        println!("skipped: {file} is not there");
+        return;
+    };
+    let network = network(Preset::EdgeMobilenetV2);
+    load_backbone(&network, &path).unwrap();
+    let (height, width) = (64, 96);
+    let mut values = Vec::new();
+    for (c, y, x) in
+        (0..3 * height * width).map(|i| (i / (height * width), i / width % height, i % width))
+    {
+        let (c, y, x) = (f64::from(c), f64::from(y), f64::from(x));
+        values.push((0.37 * (c + 1.0) * y + 0.11 * (c + 2.0) * x).sin() as f32);
+    }
+    let image = Tensor::from_slice(&values).view([1, 3, i64::from(height), i64::from(width)]);
+    let taps = no_grad(|| network.head_input(&image));
+    for (channel, row, column, expected) in [
+        (0, 0, 0, 0.053_698_53),
+        (5, 3, 7, 0.091_285_01),
+        (31, 7, 11, -0.036_263_23),
+        (32, 0, 0, 0.039_583_89),
+        (60, 4, 5, 0.153_114_45),
+        (127, 7, 11, -0.019_667_63),
+    ] {
+        let found = taps.double_value(&[0, channel, row, column]);
+        assert!((found - expected).abs() < 1e-5, "{channel} {row} {column}: {found}");
+    }
 }
