@@ -28,7 +28,7 @@ use crate::datasets::files_with_extension;
 use crate::labels::{LabelError, LabelMap};
 
 /// Fewest annotated frames that leave one to evaluate.
-const MIN_FRAMES: usize = 3;
+pub const MIN_FRAMES: usize = 3;
 
 /// Why masks could not be scored.
 #[derive(Debug, thiserror::Error)]

@@ -6,10 +6,14 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use conceptseg::datasets::davis::read_list;
 use conceptseg::metrics::davis::{DavisReport, Figures, Layout};
 use indicatif::{ProgressBar, ProgressStyle};
+
+/// A line below the header and none elsewhere.
+const STYLE: TableStyle =
+    TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
 /// Which sequences to work on.
 #[derive(Debug, Default, clap::Args)]
@@ -68,7 +72,7 @@ pub fn progress_bar(frames: usize) -> Result<ProgressBar> {
 /// several, and a last row for the means over all objects.
 pub fn table(report: &DavisReport) -> String {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(STYLE);
     table.set_header(["sequence", "frames", "J", "recall", "decay", "F", "recall", "decay", "J&F"]);
     for (name, sequence) in &report.sequences {
         table.add_row(row(name, &sequence.frames.to_string(), &sequence.figures));
@@ -91,7 +95,9 @@ pub fn table(report: &DavisReport) -> String {
 fn row(name: &str, frames: &str, figures: &Figures) -> Vec<String> {
     let f = figures;
     let all = [f.j_mean, f.j_recall, f.j_decay, f.f_mean, f.f_recall, f.f_decay, f.jf_mean];
-    let text = |v: f64| if v.is_nan() { "-".to_owned() } else { format!("{v:.3}") };
+    // Adding zero after rounding turns -0.000 into 0.000.
+    let rounded = |v: f64| (v * 1e3).round() / 1e3 + 0.0;
+    let text = |v: f64| if v.is_nan() { "-".to_owned() } else { format!("{:.3}", rounded(v)) };
     [name.to_owned(), frames.to_owned()].into_iter().chain(all.map(text)).collect()
 }
 
