@@ -1,0 +1,246 @@
+use std::sync::{LazyLock, Mutex};
+
+use conceptseg::concepts::ConceptMap;
+use conceptseg::overlay::{ConceptColors, OverlayStyle, draw};
+use conceptseg::propagate::MaskMap;
+use gst::glib;
+use gst::prelude::*;
+use gst::subclass::prelude::*;
+use gst_base::subclass::BaseTransformMode;
+use gst_base::subclass::prelude::*;
+use gst_video::prelude::*;
+use gst_video::{VideoFrameRef, VideoInfo};
+
+use crate::meta::Analysis;
+use crate::{lock, video};
+
+static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
+    gst::DebugCategory::new(
+        "conceptoverlay",
+        gst::DebugColorFlags::empty(),
+        Some("Drawing of concepts and instances"),
+    )
+});
+
+/// Concepts whose colours are computed beforehand; larger dictionaries work, too.
+const CONCEPTS: usize = 512;
+
+/// What the properties say; `OverlayStyle` has exactly their fields.
+type Settings = OverlayStyle;
+
+/// What lives from start to stop: the scaled maps, whose memory is used again for each frame.
+struct State {
+    info: Option<VideoInfo>,
+    concepts: ConceptMap,
+    masks: MaskMap,
+    colors: ConceptColors,
+}
+
+impl State {
+    fn new() -> Self {
+        Self {
+            info: None,
+            concepts: ConceptMap::default(),
+            masks: MaskMap::default(),
+            colors: ConceptColors::new(CONCEPTS),
+        }
+    }
+
+    /// Draws onto a frame. The reason of a failure is a sentence.
+    fn draw(&mut self, buffer: &mut gst::BufferRef, style: Settings) -> Result<(), String> {
+        let Some(analysis) = Analysis::from_buffer(buffer).map_err(|e| e.to_string())? else {
+            return Ok(());
+        };
+        let Some(info) = &self.info else { return Ok(()) };
+        let (width, height) = (info.width(), info.height());
+        for &(id, color) in analysis.colors() {
+            self.colors.set(id, color);
+        }
+        let concepts = style.concepts
+            && analysis
+                .read_concepts(width, height, &mut self.concepts)
+                .map_err(|e| e.to_string())?;
+        let masks = (style.masks || style.outlines)
+            && analysis.read_masks(width, height, &mut self.masks).map_err(|e| e.to_string())?;
+        if !concepts && !masks {
+            return Ok(());
+        }
+        let mut frame = VideoFrameRef::from_buffer_ref_writable(buffer, info)
+            .map_err(|e| format!("Cannot write to a frame: {e}"))?;
+        let layout = video::packed_layout(frame.format())
+            .ok_or_else(|| format!("Cannot draw on frames in format {}", frame.format()))?;
+        let stride = usize::try_from(frame.plane_stride().first().copied().unwrap_or(0))
+            .map_err(|_| "Cannot draw on bottom-up frames; put videoconvert before".to_owned())?;
+        let pixels = frame.plane_data_mut(0).map_err(|e| e.to_string())?;
+        draw(
+            pixels,
+            layout,
+            stride,
+            width,
+            height,
+            concepts.then_some(&self.concepts),
+            masks.then_some(&self.masks),
+            &style,
+            &self.colors,
+        )
+        .map_err(|e| e.to_string())
+    }
+}
+
+#[derive(Default)]
+pub struct ConceptOverlay {
+    settings: Mutex<Settings>,
+    state: Mutex<Option<State>>,
+}
+
+#[glib::object_subclass]
+impl ObjectSubclass for ConceptOverlay {
+    const NAME: &'static str = "GstConceptOverlay";
+    type Type = super::ConceptOverlay;
+    type ParentType = gst_base::BaseTransform;
+}
+
+impl ObjectImpl for ConceptOverlay {
+    fn properties() -> &'static [glib::ParamSpec] {
+        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
+            let default = Settings::default();
+            vec![
+                glib::ParamSpecFloat::builder("opacity")
+                    .nick("Opacity")
+                    .blurb("Share of the layer colour, 0 (invisible) to 1 (opaque)")
+                    .minimum(0.0)
+                    .maximum(1.0)
+                    .default_value(default.opacity)
+                    .mutable_playing()
+                    .controllable()
+                    .build(),
+                glib::ParamSpecBoolean::builder("draw-concepts")
+                    .nick("Draw concepts")
+                    .blurb("Colour each pixel by its concept")
+                    .default_value(default.concepts)
+                    .mutable_playing()
+                    .controllable()
+                    .build(),
+                glib::ParamSpecBoolean::builder("draw-masks")
+                    .nick("Draw masks")
+                    .blurb("Colour each instance")
+                    .default_value(default.masks)
+                    .mutable_playing()
+                    .controllable()
+                    .build(),
+                glib::ParamSpecBoolean::builder("draw-outlines")
+                    .nick("Draw outlines")
+                    .blurb("Draw a light line inside and a dark line around each instance")
+                    .default_value(default.outlines)
+                    .mutable_playing()
+                    .controllable()
+                    .build(),
+            ]
+        });
+        &PROPERTIES
+    }
+
+    fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
+        let mut settings = lock(&self.settings);
+        // The type of the value has been checked against the specification before.
+        macro_rules! set {
+            ($field:ident) => {
+                if let Ok(value) = value.get() {
+                    settings.$field = value;
+                }
+            };
+        }
+        match pspec.name() {
+            "opacity" => set!(opacity),
+            "draw-concepts" => set!(concepts),
+            "draw-masks" => set!(masks),
+            "draw-outlines" => set!(outlines),
+            other => gst::error!(CAT, imp = self, "There is no property {other} to set"),
+        }
+    }
+
+    fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
+        let settings = lock(&self.settings);
+        match pspec.name() {
+            "opacity" => settings.opacity.to_value(),
+            "draw-concepts" => settings.concepts.to_value(),
+            "draw-masks" => settings.masks.to_value(),
+            "draw-outlines" => settings.outlines.to_value(),
+            _ => pspec.default_value().clone(),
+        }
+    }
+}
+
+impl GstObjectImpl for ConceptOverlay {}
+
+impl ElementImpl for ConceptOverlay {
+    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
+        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
+            gst::subclass::ElementMetadata::new(
+                "ConceptSeg overlay",
+                "Filter/Effect/Video",
+                "Draws the concepts and instances that conceptseg found onto frames",
+                "ConceptSeg developers",
+            )
+        });
+        Some(&METADATA)
+    }
+
+    fn pad_templates() -> &'static [gst::PadTemplate] {
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> =
+            LazyLock::new(|| video::pad_templates(&video::OVERLAY_FORMATS));
+        &TEMPLATES
+    }
+}
+
+impl BaseTransformImpl for ConceptOverlay {
+    const MODE: BaseTransformMode = BaseTransformMode::AlwaysInPlace;
+    const PASSTHROUGH_ON_SAME_CAPS: bool = false;
+    const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
+
+    fn start(&self) -> Result<(), gst::ErrorMessage> {
+        *lock(&self.state) = Some(State::new());
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<(), gst::ErrorMessage> {
+        *lock(&self.state) = None;
+        Ok(())
+    }
+
+    fn set_caps(&self, incaps: &gst::Caps, _outcaps: &gst::Caps) -> Result<(), gst::LoggableError> {
+        let info = VideoInfo::from_caps(incaps)
+            .map_err(|e| gst::loggable_error!(CAT, "Caps {incaps} describe no video: {e}"))?;
+        if let Some(state) = lock(&self.state).as_mut() {
+            state.info = Some(info);
+        }
+        Ok(())
+    }
+
+    fn before_transform(&self, buffer: &gst::BufferRef) {
+        let obj = self.obj();
+        let segment = obj.segment();
+        let time = segment
+            .downcast_ref::<gst::ClockTime>()
+            .and_then(|segment| segment.to_stream_time(buffer.pts()));
+        if let Some(time) = time
+            && let Err(e) = obj.sync_values(time)
+        {
+            gst::warning!(CAT, imp = self, "Controlled properties keep their values: {e}");
+        }
+    }
+
+    fn transform_ip(
+        &self,
+        buffer: &mut gst::BufferRef,
+    ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let style = *lock(&self.settings);
+        let mut guard = lock(&self.state);
+        let Some(state) = guard.as_mut() else { return Err(gst::FlowError::Flushing) };
+        state.draw(buffer, style).map_err(|text| {
+            gst::element_imp_error!(self, gst::StreamError::Failed, ("{text}"));
+            gst::FlowError::Error
+        })?;
+        Ok(gst::FlowSuccess::Ok)
+    }
+}

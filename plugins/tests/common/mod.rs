@@ -1,0 +1,121 @@
+//! What all tests of the elements share.
+
+// Each test program uses a part of this.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+
+use conceptseg::bundle::{BundleWriter, Codebook};
+use conceptseg::labels::LabelMap;
+use gst::prelude::*;
+use gst_check::Harness;
+use tempfile::TempDir;
+
+/// Channels of the test network.
+const DIM: usize = 32;
+
+/// Starts the framework with the elements of this crate.
+pub fn init() {
+    static INIT: Once = Once::new();
+    INIT.call_once(|| {
+        gst::init().unwrap();
+        gstconceptseg::plugin_register_static().unwrap();
+    });
+}
+
+/// A folder with a bundle of the tiny test network and eight concepts, each with a
+/// name and a colour.
+pub struct Fixture {
+    folder: TempDir,
+}
+
+impl Fixture {
+    pub fn new() -> Self {
+        init();
+        let folder = tempfile::tempdir().unwrap();
+        let onnx = Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/testdata/tiny.onnx");
+        let count = 8;
+        let mut vectors = vec![0.0; count * DIM];
+        for id in 0..count {
+            vectors[id * DIM + id * 4] = 1.0;
+        }
+        let bundle = folder.path().join("bundle");
+        BundleWriter::new("tiny", 8, [0.5; 3], [0.25; 3])
+            .write(&bundle, &onnx, &Codebook::new(count, DIM, vectors).unwrap())
+            .unwrap();
+        let names: Vec<_> = (0..count)
+            .map(|id| format!("[concept.{id}]\nname = \"c{id}\"\ncolor = \"#0102{id:02x}\"\n"))
+            .collect();
+        std::fs::write(bundle.join("concepts.toml"), names.concat()).unwrap();
+        Self { folder }
+    }
+
+    pub fn bundle(&self) -> PathBuf {
+        self.path("bundle")
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The element on the test network, at a size that is quick.
+    pub fn element(&self) -> gst::Element {
+        gst::ElementFactory::make("conceptseg")
+            .property_from_str("bundle", self.bundle().to_str().unwrap())
+            .property_from_str("backend", "rten")
+            .property("threads", 1u32)
+            .property("short-side", 64u32)
+            .build()
+            .unwrap()
+    }
+
+    /// A mask with object 3 in the upper left quarter and object 9 in the lower right one.
+    pub fn mask(&self, width: u32, height: u32) -> PathBuf {
+        let mut mask = LabelMap::background(width, height);
+        for y in 0..height {
+            for x in 0..width {
+                let i = (y * width + x) as usize;
+                if x < width / 2 && y < height / 2 {
+                    mask.data[i] = 3;
+                } else if x >= width / 2 && y >= height / 2 {
+                    mask.data[i] = 9;
+                }
+            }
+        }
+        let path = self.path(&format!("mask-{width}x{height}.png"));
+        mask.write_png(&path).unwrap();
+        path
+    }
+}
+
+/// A harness on `element` that posts its messages to the returned bus.
+pub fn harness(element: &gst::Element, caps: &str) -> (Harness, gst::Bus) {
+    let bus = element.bus().unwrap_or_else(|| {
+        let bus = gst::Bus::new();
+        element.set_bus(Some(&bus));
+        bus
+    });
+    let mut harness = Harness::with_element(element, Some("sink"), Some("src"));
+    harness.play();
+    harness.set_src_caps(caps.parse().unwrap());
+    (harness, bus)
+}
+
+/// A frame for `caps` with a coarse pattern that moves with `seed`.
+pub fn frame(caps: &str, seed: usize) -> gst::Buffer {
+    let info = gst_video::VideoInfo::from_caps(&caps.parse::<gst::Caps>().unwrap()).unwrap();
+    let bytes: Vec<u8> = (0..info.size()).map(|i| ((i / 97 + seed * 5) * 13 % 251) as u8).collect();
+    let mut buffer = gst::Buffer::from_mut_slice(bytes);
+    buffer.get_mut().unwrap().set_pts(gst::ClockTime::from_mseconds(40 * seed as u64));
+    buffer
+}
+
+/// The text of the next error on `bus`.
+pub fn error_text(bus: &gst::Bus) -> Option<String> {
+    let message = bus.pop_filtered(&[gst::MessageType::Error])?;
+    match message.view() {
+        gst::MessageView::Error(error) => Some(error.error().message().to_owned()),
+        _ => None,
+    }
+}
