@@ -165,6 +165,26 @@ fn the_cases_hold_what_they_claim_to_hold() {
     assert_eq!(stats.pixels, 4 * 20);
 }
 
+/// A mistake in an option must show in the comparison above: each one changes the value.
+#[test]
+fn every_option_of_the_cases_matters() {
+    for seed in 0..6 {
+        let base = case(seed);
+        let plain = reference::losses(&base);
+        let differs = |a: f64, b: f64| (a - b).abs() > 1e-4;
+        assert!(plain.cooccurrence > 0.0 && differs(plain.cooccurrence, plain.local));
+        let seen = reference::losses(&Case { mask_own_image: false, ..base.clone() });
+        assert!(differs(seen.local, plain.local));
+        assert!(differs(seen.cooccurrence, plain.cooccurrence));
+        let alone = reference::losses(&Case { memory: vec![], ..base.clone() });
+        assert!(differs(alone.local, plain.local));
+        let others = reference::losses(&Case { exclude_self: true, ..base.clone() });
+        assert!(differs(others.cooccurrence, plain.cooccurrence));
+        let by_pixel = reference::losses(&Case { by_pixel: true, ..base });
+        assert!(differs(by_pixel.quantization, plain.quantization));
+    }
+}
+
 #[test]
 fn a_single_segment_without_memory_costs_nothing_but_its_quantization() {
     let base = case(1);
@@ -187,7 +207,7 @@ fn a_single_segment_without_memory_costs_nothing_but_its_quantization() {
 }
 
 #[test]
-fn cooccurrence_vanishes_when_one_concept_rules_and_equals_local_when_alone() {
+fn cooccurrence_vanishes_when_one_concept_rules() {
     let one_concept = Case { codebook: vec![vec![1.0; D]], ..case(2) };
     let parts = run(&one_concept, &inputs(&one_concept));
     assert!(parts.cooccurrence.double_value(&[]).abs() < 1e-12);
