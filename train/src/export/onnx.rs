@@ -358,7 +358,7 @@ fn pool_matrix(bins: i64, cells: i64) -> Matrix {
     Matrix { outputs, inputs, values }
 }
 
-/// Bilinear interpolation of `bins` values to `cells` (align_corners = false): the position
+/// Bilinear interpolation of `bins` values to `cells` (`align_corners = false`): the position
 /// of cell `i` is `(i + 0.5) · bins / cells - 0.5`, clamped at 0, the last value repeats.
 fn resize_matrix(cells: i64, bins: i64) -> Matrix {
     let (outputs, inputs) = (cells as usize, bins as usize);

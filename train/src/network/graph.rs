@@ -8,7 +8,7 @@ pub(crate) type NodeId = usize;
 pub enum Part {
     /// First convolution of the backbone.
     Stem,
-    /// Stage of the backbone, from 1: `layer1..4` of a ResNet, the rows of the block table
+    /// Stage of the backbone, from 1: `layer1..4` of a `ResNet`, the rows of the block table
     /// of `MobileNetV2` (features 1, 2..3, 4..6, 7..10, 11..13, 14..16, 17).
     Stage(u8),
     /// Everything after the backbone.
@@ -18,7 +18,7 @@ pub enum Part {
 /// How the weights of a convolution start.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Init {
-    /// Normal with variance 2 / fan-in (He et al., 2015): keeps the scale through ReLUs.
+    /// Normal with variance 2 / fan-in (He et al., 2015): keeps the scale through `Relu`.
     Kaiming,
     /// Normal with this standard deviation.
     Normal(f64),
@@ -226,7 +226,7 @@ impl Graph {
         self.push(op, inputs, channels)
     }
 
-    /// Adds a ReLU.
+    /// Adds a `Relu`.
     pub fn relu(&mut self, x: NodeId) -> NodeId {
         self.same(Op::Relu, &[x])
     }

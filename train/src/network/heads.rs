@@ -60,7 +60,7 @@ pub(super) fn edge(
     EdgeHead { features, output }
 }
 
-/// Pyramid pooling over 1, 2, 3 and 6 bins, a 3x3 convolution and the embedding (PSPNet as
+/// Pyramid pooling over 1, 2, 3 and 6 bins, a 3x3 convolution and the embedding (`PSPNet` as
 /// SPML has it; no dropout). Returns the input of the last convolution and its output.
 pub(super) fn psp(g: &mut Graph, features: NodeId, dim: i64) -> (NodeId, NodeId) {
     let channels = g.channels(features);

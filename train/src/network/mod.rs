@@ -57,7 +57,7 @@ pub enum Preset {
     /// ResNet-18 up to `layer3`, taps `layer2` and `layer3`.
     #[serde(rename = "edge-resnet18")]
     EdgeResnet18,
-    /// PSPNet on ResNet-50 as in the paper, with torchvision's ResNet.
+    /// `PSPNet` on ResNet-50 as in the paper, in torchvision's variant.
     #[serde(rename = "paper-resnet50")]
     PaperResnet50,
     /// The same on the original Caffe ResNet-50: strides in the 1x1 convolutions, another

@@ -145,7 +145,7 @@ pub fn load_backbone(network: &Network, path: &Path) -> Result<LoadReport, Pretr
             dtype: format!("{:?}", view.dtype()),
         })?;
         no_grad(|| {
-            parameter.tensor.detach().copy_(&Tensor::from_slice(&values).view(found.as_slice()))
+            parameter.tensor.detach().copy_(&Tensor::from_slice(&values).view(found.as_slice()));
         });
         report.loaded.push(name);
     }

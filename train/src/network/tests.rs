@@ -143,10 +143,10 @@ fn dilation_keeps_the_cells_of_the_strided_network() {
         let mut strided = g.clone();
         strided.for_each_conv(|conv| {
             let Some((layer, rest)) = conv.name.split_once('.') else { return };
-            let carries = match (rest, caffe) {
-                ("0.conv1", true) | ("0.conv2", false) | ("0.downsample.0", _) => true,
-                _ => false,
-            };
+            let carries = matches!(
+                (rest, caffe),
+                ("0.conv1", true) | ("0.conv2", false) | ("0.downsample.0", _)
+            );
             let stride =
                 if carries && ["layer3", "layer4"].contains(&layer) { 2 } else { conv.stride };
             *conv = conv.clone().dilation(1).stride(stride);
