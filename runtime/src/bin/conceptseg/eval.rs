@@ -370,6 +370,7 @@ impl Speed {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use conceptseg::bundle::{BundleWriter, Codebook};
 
     use super::*;
 
@@ -440,6 +441,33 @@ mod tests {
         let score = evaluate(&one, &Method::Still, None, &mut Speed::default(), &bar).unwrap();
         // Moved by one and by two of its two columns.
         assert_eq!(score.objects[0].region(), [1.0 / 3.0, 0.0]);
+    }
+
+    #[test]
+    fn a_bundle_carries_the_mask_and_its_speed_is_measured() {
+        let root = dataset(4);
+        let bundle = tempfile::tempdir().unwrap();
+        let vectors = (0..6 * 32).map(|i| if i % 33 == 0 { 1.0 } else { 0.0 }).collect();
+        let codebook = Codebook::new(6, 32, vectors).unwrap();
+        let onnx = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/tiny.onnx");
+        BundleWriter::new("tiny", 8, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+            .write(bundle.path(), &onnx, &codebook)
+            .unwrap();
+        let (bundle, path) = (bundle.path().display().to_string(), root.path().display());
+        let line = ["--bundle", &bundle, "--root", &path.to_string(), "--short-side", "64"];
+        let args = parse(&[&line[..], &["--backend", "rten", "--threads", "1"]].concat()).unwrap();
+        let method = Method::open(&args).unwrap();
+        assert_eq!(method.describe()["input"], "short side 64");
+        let dataset = DavisDataset::open(root.path(), "480p", None).unwrap();
+        let one = prepare(dataset.sequences[0].clone(), LayoutArg::Auto).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let mut speed = Speed::default();
+        let bar = ProgressBar::hidden();
+        let score = evaluate(&one, &method, Some(out.path()), &mut speed, &bar).unwrap();
+        assert_eq!((score.frames.len(), score.objects.len(), speed.frames), (2, 1, 4));
+        assert!(speed.frames_per_second() > 0.0 && speed.text().starts_with("4 frames at"));
+        assert_eq!(LabelMap::read_png(&out.path().join("00000.png")).unwrap(), one.first);
+        assert!(out.path().join("00003.png").is_file());
     }
 
     #[test]
