@@ -89,7 +89,7 @@ fn masks_that_do_not_fit() {
     let other = t.path("other.png");
     LabelMap { width: 48, height: 64, data: vec![1; 48 * 64] }.write_png(&other).unwrap();
     t.demo(&t.frames, Some(&other), &t.bundle, &t.path("out"))
-        .assert_one_sentence(&["48x64", "96x64"]);
+        .assert_one_sentence(&["48", "96", "size"]);
 
     let empty = t.path("empty.png");
     LabelMap::background(96, 64).write_png(&empty).unwrap();
