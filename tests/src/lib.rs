@@ -1,7 +1,9 @@
-//! End-to-end tests of ConceptSeg: they drive the real binaries and `gst-launch-1.0`.
+//! End-to-end tests of `ConceptSeg`: they drive the real binaries and `gst-launch-1.0`.
 //!
 //! This library holds what the tests share: it builds the binaries once, runs commands, and
 //! makes small bundles and scenes. Its functions panic where a test could not go on.
+
+#![allow(clippy::missing_panics_doc, reason = "a panic is how a test fails")]
 
 use std::ffi::OsStr;
 use std::fs;
@@ -121,7 +123,7 @@ pub fn gst_launch(pipeline: &str) -> Answer {
     run(gstreamer("gst-launch-1.0").args(["-q", "-e"]).args(pipeline.split_whitespace()))
 }
 
-/// A GStreamer tool that sees our plugin. It keeps a registry of its own, so that neither
+/// A `GStreamer` tool that sees our plugin. It keeps a registry of its own, so that neither
 /// the user's registry is touched nor an older build of the plugin found.
 pub fn gstreamer(tool: &str) -> Command {
     let built = built();

@@ -27,26 +27,25 @@ impl Table {
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
+}
 
-    /// Runs the demo and checks that it left nothing in its folder of results.
-    fn demo(&self, input: &Path, mask: Option<&Path>, bundle: &Path, out: &Path) -> Answer {
-        let mut arguments: Vec<OsString> = vec![input.into()];
-        for (option, value) in [("--mask", mask), ("--bundle", Some(bundle)), ("--out", Some(out))]
-        {
-            if let Some(value) = value {
-                arguments.extend([option.into(), value.into()]);
-            }
+/// Runs the demo and checks that it left nothing in its folder of results.
+fn spoiled_demo(input: &Path, mask: Option<&Path>, bundle: &Path, out: &Path) -> Answer {
+    let mut arguments: Vec<OsString> = vec![input.into()];
+    for (option, value) in [("--mask", mask), ("--bundle", Some(bundle)), ("--out", Some(out))] {
+        if let Some(value) = value {
+            arguments.extend([option.into(), value.into()]);
         }
-        let answer = demo(arguments);
-        assert!(listing(out).is_empty(), "{:?} {answer:?}", listing(out));
-        answer
     }
+    let answer = demo(arguments);
+    assert!(listing(out).is_empty(), "{:?} {answer:?}", listing(out));
+    answer
 }
 
 #[test]
 fn a_missing_bundle() {
     let t = Table::new();
-    let answer = t.demo(&t.frames, Some(&t.mask), &t.path("nowhere"), &t.path("out"));
+    let answer = spoiled_demo(&t.frames, Some(&t.mask), &t.path("nowhere"), &t.path("out"));
     answer.assert_one_sentence(&["nowhere", "bundle"]);
     conceptseg(["bundle", "inspect", t.path("nowhere").to_str().unwrap()])
         .assert_one_sentence(&["nowhere", "bundle"]);
@@ -58,14 +57,16 @@ fn a_truncated_network() {
     let onnx = t.bundle.join("embedder.onnx");
     let bytes = fs::read(&onnx).unwrap();
     fs::write(&onnx, &bytes[..bytes.len() / 2]).unwrap();
-    t.demo(&t.frames, None, &t.bundle, &t.path("out")).assert_one_sentence(&["embedder.onnx"]);
+    spoiled_demo(&t.frames, None, &t.bundle, &t.path("out"))
+        .assert_one_sentence(&["embedder.onnx"]);
 
     // Also where the manifest vouches for it.
     let manifest = t.bundle.join("bundle.toml");
     let text = fs::read_to_string(&manifest).unwrap();
     let hash = sha256(&onnx);
     fs::write(&manifest, replace_hash(&text, "[embedder]", &hash)).unwrap();
-    t.demo(&t.frames, None, &t.bundle, &t.path("out")).assert_one_sentence(&["embedder.onnx"]);
+    spoiled_demo(&t.frames, None, &t.bundle, &t.path("out"))
+        .assert_one_sentence(&["embedder.onnx"]);
 }
 
 #[test]
@@ -79,7 +80,7 @@ fn a_codebook_of_another_size() {
     let manifest = t.bundle.join("bundle.toml");
     let text = fs::read_to_string(&manifest).unwrap();
     fs::write(&manifest, replace_hash(&text, "[concepts]", &sha256(&file))).unwrap();
-    t.demo(&t.frames, None, &t.bundle, &t.path("out"))
+    spoiled_demo(&t.frames, None, &t.bundle, &t.path("out"))
         .assert_one_sentence(&["concepts.safetensors", "32"]);
 }
 
@@ -88,18 +89,18 @@ fn masks_that_do_not_fit() {
     let t = Table::new();
     let other = t.path("other.png");
     LabelMap { width: 48, height: 64, data: vec![1; 48 * 64] }.write_png(&other).unwrap();
-    t.demo(&t.frames, Some(&other), &t.bundle, &t.path("out"))
+    spoiled_demo(&t.frames, Some(&other), &t.bundle, &t.path("out"))
         .assert_one_sentence(&["48", "96", "size"]);
 
     let empty = t.path("empty.png");
     LabelMap::background(96, 64).write_png(&empty).unwrap();
-    t.demo(&t.frames, Some(&empty), &t.bundle, &t.path("out")).assert_one_sentence(&["mask"]);
+    spoiled_demo(&t.frames, Some(&empty), &t.bundle, &t.path("out")).assert_one_sentence(&["mask"]);
 
-    t.demo(&t.frames, Some(&t.path("none.png")), &t.bundle, &t.path("out"))
+    spoiled_demo(&t.frames, Some(&t.path("none.png")), &t.bundle, &t.path("out"))
         .assert_one_sentence(&["none.png"]);
 
     let colour = t.frames.join("00000.png");
-    t.demo(&t.frames, Some(&colour), &t.bundle, &t.path("out"))
+    spoiled_demo(&t.frames, Some(&colour), &t.bundle, &t.path("out"))
         .assert_one_sentence(&["00000.png", "colour"]);
 }
 
@@ -107,23 +108,24 @@ fn masks_that_do_not_fit() {
 fn inputs_that_cannot_be_read() {
     let t = Table::new();
     let out = t.path("out");
-    t.demo(&t.path("none.mp4"), None, &t.bundle, &out).assert_one_sentence(&["none.mp4"]);
+    spoiled_demo(&t.path("none.mp4"), None, &t.bundle, &out).assert_one_sentence(&["none.mp4"]);
 
     let noise = t.path("noise.mp4");
     fs::write(&noise, [7u8; 5000]).unwrap();
-    t.demo(&noise, None, &t.bundle, &out).assert_one_sentence(&["noise.mp4"]);
+    spoiled_demo(&noise, None, &t.bundle, &out).assert_one_sentence(&["noise.mp4"]);
 
     let nothing = t.path("nothing");
     fs::create_dir(&nothing).unwrap();
-    t.demo(&nothing, None, &t.bundle, &out).assert_one_sentence(&["nothing", "no PNG or JPEG"]);
+    spoiled_demo(&nothing, None, &t.bundle, &out)
+        .assert_one_sentence(&["nothing", "no PNG or JPEG"]);
 
     let broken = t.path("broken");
     fs::create_dir(&broken).unwrap();
     fs::write(broken.join("00000.png"), b"not a picture").unwrap();
-    t.demo(&broken, None, &t.bundle, &out).assert_one_sentence(&["broken"]);
+    spoiled_demo(&broken, None, &t.bundle, &out).assert_one_sentence(&["broken"]);
 
     fs::write(broken.join("00001.jpg"), b"not a picture").unwrap();
-    t.demo(&broken, None, &t.bundle, &out).assert_one_sentence(&["broken", "mixes"]);
+    spoiled_demo(&broken, None, &t.bundle, &out).assert_one_sentence(&["broken", "mixes"]);
 }
 
 #[test]
@@ -131,8 +133,8 @@ fn folders_of_results_that_cannot_be_used() {
     let t = Table::new();
     let file = t.path("file");
     fs::write(&file, b"precious").unwrap();
-    t.demo(&t.frames, None, &t.bundle, &file).assert_one_sentence(&["file"]);
-    t.demo(&t.frames, None, &t.bundle, &file.join("below")).assert_one_sentence(&["below"]);
+    spoiled_demo(&t.frames, None, &t.bundle, &file).assert_one_sentence(&["file"]);
+    spoiled_demo(&t.frames, None, &t.bundle, &file.join("below")).assert_one_sentence(&["below"]);
     assert_eq!(fs::read(&file).unwrap(), b"precious");
 
     let full = t.path("full");
