@@ -106,6 +106,6 @@ fn eval_davis_scores_a_real_sequence() {
     ])
     .json();
     let j = scored["global"]["j_mean"].as_f64().unwrap_or_else(|| panic!("{scored}"));
-    // The first mask held still reaches about half of this.
-    assert!(j > 0.5, "J of blackswan is {j:.3}");
+    // The first mask held still reaches 0.545 here, untrained features of a small network 0.90.
+    assert!(j > 0.75, "J of blackswan is {j:.3}");
 }
