@@ -237,9 +237,7 @@ fn masks_outlive_a_flush_and_start_over_with_a_new_stream() {
     harness.push_event(gst::event::FlushStop::new(true));
     harness.push_event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()));
     assert_eq!(push(&mut harness, 0), 2);
-    harness.push_event(gst::event::StreamStart::new("another"));
-    harness.push_event(gst::event::Caps::new(&SMALL.parse().unwrap()));
-    harness.push_event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()));
+    new_stream(&mut harness, "another");
     assert_eq!(push(&mut harness, 0), 0);
 }
 
@@ -300,13 +298,20 @@ fn a_second_conceptseg_replaces_the_metadata_of_the_first() {
 fn elements_go_through_start_and_stop_again_and_again() {
     let fixture = Fixture::new();
     let element = fixture.element();
+    let (mut harness, _bus) = harness(&element, SMALL);
     for _ in 0..3 {
-        let (mut harness, _bus) = harness(&element, SMALL);
+        element.set_state(gst::State::Null).unwrap();
+        element.set_state(gst::State::Playing).unwrap();
+        new_stream(&mut harness, "again");
         let output = harness.push_and_pull(frame(SMALL, 0)).unwrap();
         assert_eq!(Analysis::from_buffer(&output).unwrap().unwrap().frame, 0);
-        drop(harness);
-        element.set_state(gst::State::Null).unwrap();
     }
+}
+
+fn new_stream(harness: &mut gst_check::Harness, id: &str) {
+    harness.push_event(gst::event::StreamStart::new(id));
+    harness.push_event(gst::event::Caps::new(&SMALL.parse().unwrap()));
+    harness.push_event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()));
 }
 
 /// Caps and sizes drawn at random, within and beyond what the element takes: it answers with
@@ -363,7 +368,9 @@ fn two_elements_load_the_same_bundle_once() {
     first.set_state(gst::State::Null).unwrap();
     second.set_state(gst::State::Null).unwrap();
     // Nobody holds the model any more.
-    assert!(fixture.element().set_state(gst::State::Paused).is_err());
+    let third = fixture.element();
+    assert!(third.set_state(gst::State::Paused).is_err());
+    third.set_state(gst::State::Null).unwrap();
 }
 
 #[test]
