@@ -1,2 +1,85 @@
-//! The `conceptseg` command.
-fn main() {}
+//! The `conceptseg` command: looks into bundles, evaluates them and makes test scenes.
+//! Live video goes through the GStreamer elements in `plugins/`.
+
+mod bundle;
+mod davis;
+mod doctor;
+mod eval;
+mod metrics;
+mod report;
+mod scene;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Concept labelling and mask propagation for video, learned without labels.
+///
+/// Exit codes: 0 done, 1 failed, 2 wrong use.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    /// Print one JSON object on standard output instead of a table.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Look into a model bundle or check it.
+    #[command(subcommand)]
+    Bundle(bundle::Command),
+    /// Show which inference backends this machine has, and why others are missing.
+    Doctor(doctor::Args),
+    /// Evaluate a bundle on a data set.
+    #[command(subcommand)]
+    Eval(eval::Command),
+    /// Score results that any tool has written.
+    #[command(subcommand)]
+    Metrics(metrics::Command),
+    /// Summarise a run: table, contact sheet, masks.
+    Report(report::Args),
+    /// Write a generated test scene with exact instance masks.
+    Scene(scene::Args),
+}
+
+fn main() -> ExitCode {
+    // Messages of the libraries go to standard error, results to standard output.
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| "warn,conceptseg=info".into()),
+        )
+        .without_time()
+        .with_target(false)
+        .init();
+    let cli = Cli::parse();
+    let json = cli.json;
+    let result = match cli.command {
+        Command::Bundle(command) => bundle::run(&command, json),
+        Command::Doctor(args) => doctor::run(&args, json),
+        Command::Eval(command) => eval::run(&command, json),
+        Command::Metrics(command) => metrics::run(&command, json),
+        Command::Report(args) => report::run(&args, json),
+        Command::Scene(args) => scene::run(&args, json),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("conceptseg: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A reader that has seen enough (`conceptseg … | head`) is no failure.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}

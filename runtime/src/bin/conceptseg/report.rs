@@ -137,7 +137,7 @@ fn score(annotations: &Path, masks: &Path) -> Result<Figures> {
     let score = davis::score_folders(annotations, masks, None, &|| {})
         .with_context(|| format!("cannot score against {}", annotations.display()))?;
     let figures: Vec<_> = score.objects.iter().map(davis::ObjectScore::figures).collect();
-    Ok(Figures::mean_of(&figures))
+    Ok(Figures::mean_of(&figures.iter().collect::<Vec<_>>()))
 }
 
 #[cfg(test)]
