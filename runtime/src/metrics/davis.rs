@@ -355,8 +355,8 @@ pub struct Figures {
 
 impl Figures {
     /// The mean of each figure; NaN of none.
-    pub fn mean_of<'a>(all: impl IntoIterator<Item = &'a Self> + Clone) -> Self {
-        let over = |figure: fn(&Self) -> f64| mean(all.clone().into_iter().map(figure));
+    pub fn mean_of(all: &[&Self]) -> Self {
+        let over = |figure: fn(&Self) -> f64| mean(all.iter().map(|f| figure(f)));
         let (j_mean, f_mean) = (over(|f| f.j_mean), over(|f| f.f_mean));
         Self {
             j_mean,
@@ -391,7 +391,7 @@ impl From<&SequenceScore> for SequenceReport {
         Self {
             layout: score.layout,
             frames: score.frames.len(),
-            figures: Figures::mean_of(objects.values()),
+            figures: Figures::mean_of(&objects.values().collect::<Vec<_>>()),
             objects,
         }
     }
@@ -410,7 +410,7 @@ impl DavisReport {
     /// The report on the sequences given by name.
     pub fn new(sequences: BTreeMap<String, SequenceReport>) -> Self {
         let objects: Vec<&Figures> = sequences.values().flat_map(|s| s.objects.values()).collect();
-        Self { global: Figures::mean_of(objects.iter().copied()), sequences }
+        Self { global: Figures::mean_of(&objects), sequences }
     }
 }
 

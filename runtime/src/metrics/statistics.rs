@@ -104,14 +104,10 @@ mod tests {
         for one in series {
             let number = |v: &Value| v.as_f64().unwrap();
             let values: Vec<f64> = one["values"].as_array().unwrap().iter().map(number).collect();
-            let decay = match one["decay"].as_f64() {
-                Some(official) => official,
-                // Undefined in the official tool because its edges wrap; see `Statistics::of`.
-                None => {
-                    assert!(values.len() > 256);
-                    Statistics::of(&values).decay
-                }
-            };
+            // Undefined in the official tool where its edges wrap; see `Statistics::of`.
+            let official_decay = one["decay"].as_f64();
+            assert!(official_decay.is_some() || values.len() > 256);
+            let decay = official_decay.unwrap_or_else(|| Statistics::of(&values).decay);
             check(&values, number(&one["mean"]), number(&one["recall"]), decay);
         }
     }

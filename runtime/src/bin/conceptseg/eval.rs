@@ -42,7 +42,7 @@ pub struct DavisArgs {
     /// Folder of the data set.
     #[arg(long, value_name = "DIR")]
     root: PathBuf,
-    /// Name of the folder below JPEGImages and Annotations.
+    /// Which resolution of the data set: the folder between the kind and the sequence.
     #[arg(long, default_value = "480p")]
     resolution: String,
     #[command(flatten)]

@@ -1,6 +1,7 @@
 //! The golden figures are those of the official tool for the same masks.
 
 use std::path::Path;
+use std::slice::from_ref;
 
 use serde_json::Value;
 
@@ -205,14 +206,14 @@ fn binary_masks_are_one_object_in_the_2016_layout_and_void_in_the_official_one()
         *v *= 255;
     }
     for prediction in [&binary, &as_id] {
-        let score = score_as(&[binary.clone()], &[prediction.clone()], None).unwrap();
+        let score = score_as(from_ref(&binary), from_ref(prediction), None).unwrap();
         assert_eq!(score.layout, Layout::Davis2016);
         assert_eq!(score.objects[0].region(), [1.0]);
     }
     assert_eq!(Layout::Davis2016.object_ids(&binary), as_id);
-    let official = score(&[binary.clone()], &[binary.clone()]).unwrap_err();
+    let official = score(from_ref(&binary), from_ref(&binary)).unwrap_err();
     assert!(matches!(official, DavisError::SurplusId { id: 255, objects: 0, .. }));
-    let nothing = score(&[binary.clone()], &[LabelMap::background(20, 10)]).unwrap();
+    let nothing = score(from_ref(&binary), &[LabelMap::background(20, 10)]).unwrap();
     let report = SequenceReport::from(&nothing);
     assert!(report.objects.is_empty() && report.figures.jf_mean.is_nan());
     assert_eq!(serde_json::to_value(&report).unwrap()["j_mean"], Value::Null);
@@ -229,7 +230,7 @@ fn what_cannot_be_scored_is_refused_by_file_and_reason() {
     let message = score(&[one.clone(), one.clone()], &[one.clone(), two]).unwrap_err().to_string();
     assert!(message.contains("00002.png") && message.contains("id 2"), "{message}");
     let wide = LabelMap::background(21, 10);
-    let message = score(&[one.clone()], &[wide]).unwrap_err().to_string();
+    let message = score(from_ref(&one), &[wide]).unwrap_err().to_string();
     assert!(message.contains("00001.png") && message.contains("21x10"), "{message}");
 
     let dir = tempfile::tempdir().unwrap();
