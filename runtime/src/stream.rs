@@ -144,10 +144,11 @@ impl StreamState {
     }
 
     /// Gives the instance masks of the next frame, from which they are carried on. The mask must
-    /// be of that frame's size; 0 is background, 255 counts as background. Masks that were
-    /// carried before are forgotten then.
+    /// be of that frame's size; 0 is background, 255 counts as background unless the mask is
+    /// white on black ([`LabelMap::with_white_as_instance`]). Masks that were carried before
+    /// are forgotten then.
     pub fn set_instances(&mut self, mask: LabelMap) {
-        self.given = Some(mask);
+        self.given = Some(mask.with_white_as_instance());
     }
 
     /// Processes the next frame.

@@ -67,7 +67,7 @@ pub(super) fn find(paths: &SearchPaths) -> Result<Found, String> {
     let all: Vec<PathBuf> = paths.folders.iter().flat_map(|f| candidates(f)).collect();
     first_usable(&all).unwrap_or_else(|| {
         Err(format!(
-            "no {} was found; put it there from the PyPI package onnxruntime, or set ORT_DYLIB_PATH to it (looked in {})",
+            "no {} was found (looked in {}); take it out of the PyPI package onnxruntime and set ORT_DYLIB_PATH to it",
             file_name(),
             paths.folders.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", "),
         ))
@@ -115,6 +115,15 @@ fn candidates(folder: &Path) -> Vec<PathBuf> {
     named.into_iter().map(|(_, path)| path).collect()
 }
 
+/// The loader's own words are the cause of the error that `libloading` gives.
+#[allow(clippy::needless_pass_by_value)] // the shape of `map_err`
+fn with_cause(error: libloading::Error) -> String {
+    match std::error::Error::source(&error) {
+        Some(cause) => super::one_line(format_args!("it does not load: {cause}")),
+        None => super::one_line(error),
+    }
+}
+
 /// Loads the library and asks for its version.
 fn inspect(path: &Path) -> Result<String, String> {
     if !path.is_file() {
@@ -123,7 +132,7 @@ fn inspect(path: &Path) -> Result<String, String> {
     let path = path.canonicalize().map_err(|e| e.to_string())?;
     // SAFETY: loading runs the library's initialisers. The file lies where administrators and the
     // set-up script put ONNX Runtime, or was named by whoever started the program.
-    let library = unsafe { libloading::Library::new(&path) }.map_err(|e| super::one_line(e))?;
+    let library = unsafe { libloading::Library::new(&path) }.map_err(with_cause)?;
     // SAFETY: the C interface of ONNX Runtime declares the function with exactly this type.
     let entry =
         unsafe { library.get::<unsafe extern "C" fn() -> *const OrtApiBase>(c"OrtGetApiBase") }
@@ -177,7 +186,8 @@ mod tests {
         let path = dir.path().join(file_name());
         fs::write(&path, b"not a library").unwrap();
         let reason = find(&only(dir.path())).unwrap_err();
-        assert!(reason.contains(path.to_str().unwrap()), "{reason}");
+        let named = format!("{}: it does not load: ", path.display());
+        assert!(reason.starts_with(&named) && reason.len() > named.len(), "{reason}");
     }
 
     #[test]

@@ -140,11 +140,9 @@ impl PixelFormat {
         match self {
             Self::Rgb | Self::Bgr => (3 * w, h),
             Self::Rgba | Self::Bgra | Self::Rgbx | Self::Bgrx => (4 * w, h),
-            Self::Gray8 => (w, h),
-            Self::Nv12 if plane == 0 => (w, h),
-            Self::Nv12 => (2 * half_w, half_h),
-            Self::I420 if plane == 0 => (w, h),
-            Self::I420 => (half_w, half_h),
+            Self::Nv12 if plane > 0 => (2 * half_w, half_h),
+            Self::I420 if plane > 0 => (half_w, half_h),
+            Self::Gray8 | Self::Nv12 | Self::I420 => (w, h),
         }
     }
 }

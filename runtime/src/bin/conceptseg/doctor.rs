@@ -39,7 +39,7 @@ pub fn run(_args: &Args, json: bool) -> Result<()> {
         return Ok(());
     }
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     table.set_header(["backend", "usable", "detail"]);
     for probe in &probes {
         let (usable, detail) = match &probe.available {
@@ -49,7 +49,7 @@ pub fn run(_args: &Args, json: bool) -> Result<()> {
         };
         table.add_row([probe.name, usable, detail]);
     }
-    writeln!(out, "{table}")?;
+    writeln!(out, "{}", table.trim_fmt())?;
     writeln!(out, "\nconceptseg {} on {threads} processor(s)", env!("CARGO_PKG_VERSION"))?;
     Ok(())
 }
