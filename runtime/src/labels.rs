@@ -147,6 +147,19 @@ impl LabelMap {
         Self { width, height, data }
     }
 
+    /// Reads white on black as one instance: where only 0 and 255 occur, 255 becomes id 1.
+    ///
+    /// Masks drawn by hand and those of DAVIS 2016 look so, while beside other ids 255 is void.
+    #[must_use]
+    pub fn with_white_as_instance(mut self) -> Self {
+        if self.data.contains(&255) && self.data.iter().all(|&id| id == 0 || id == 255) {
+            for id in &mut self.data {
+                *id = u8::from(*id == 255);
+            }
+        }
+        self
+    }
+
     /// The ids that occur, in rising order, without background (0) and void (255).
     pub fn instance_ids(&self) -> Vec<u8> {
         let ids: BTreeSet<u8> = self.data.iter().copied().collect();
@@ -218,6 +231,14 @@ mod tests {
         map.write_png(&path).unwrap();
         assert_eq!(LabelMap::read_png(&path).unwrap(), map);
         assert_eq!(map.instance_ids(), [1, 2, 7]);
+    }
+
+    #[test]
+    fn white_is_an_instance_only_where_there_is_no_other() {
+        let white = LabelMap { width: 3, height: 1, data: vec![0, 255, 255] };
+        assert_eq!(white.with_white_as_instance().data, [0, 1, 1]);
+        let void = LabelMap { width: 3, height: 1, data: vec![0, 2, 255] };
+        assert_eq!(void.clone().with_white_as_instance(), void);
     }
 
     #[test]
