@@ -68,8 +68,10 @@ fn latency(mut values: Vec<f64>) -> gst::Structure {
         let index = ((values.len() as f64 * share).ceil() as usize).saturating_sub(1);
         values.get(index).copied().unwrap_or(0.0)
     };
+    // The sum of no floats is -0, which would be shown as such.
+    let sum = values.iter().fold(0.0, |sum, value| sum + value);
     gst::Structure::builder("latency-ms")
-        .field("mean", values.iter().sum::<f64>() / values.len().max(1) as f64)
+        .field("mean", sum / values.len().max(1) as f64)
         .field("median", rank(0.5))
         .field("p99", rank(0.99))
         .build()
