@@ -31,7 +31,9 @@ pub enum LabelError {
         reason: String,
     },
     /// The PNG stores colours instead of ids.
-    #[error("{path} is a colour image ({kind}); label maps are palette or greyscale PNGs of at most 8 bits")]
+    #[error(
+        "{path} is a colour image ({kind}); label maps are palette or greyscale PNGs of at most 8 bits"
+    )]
     Colour {
         /// The file.
         path: PathBuf,
@@ -73,10 +75,12 @@ impl LabelMap {
     /// # Errors
     /// [`LabelError`] names the file and the reason.
     pub fn read_png(path: &Path) -> Result<Self, LabelError> {
-        let file = File::open(path)
-            .map_err(|source| LabelError::Io { path: path.to_owned(), source })?;
-        let png_error =
-            |e: png::DecodingError| LabelError::Png { path: path.to_owned(), reason: e.to_string() };
+        let file =
+            File::open(path).map_err(|source| LabelError::Io { path: path.to_owned(), source })?;
+        let png_error = |e: png::DecodingError| LabelError::Png {
+            path: path.to_owned(),
+            reason: e.to_string(),
+        };
         let mut decoder = png::Decoder::new(BufReader::new(file));
         decoder.set_transformations(png::Transformations::IDENTITY);
         let mut reader = decoder.read_info().map_err(png_error)?;

@@ -5,10 +5,8 @@ use std::path::{Path, PathBuf};
 /// The path of `relative` in the shared data folder: `$CONCEPTSEG_SHARED`, or `../shared`
 /// beside the repository. `None`, with a printed reason, where it is absent.
 pub fn shared(relative: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("CONCEPTSEG_SHARED").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"),
-        PathBuf::from,
-    );
+    let root = std::env::var_os("CONCEPTSEG_SHARED")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
     let path = root.join(relative);
     if path.exists() {
         return Some(path);

@@ -172,7 +172,7 @@ impl TrainConfig {
         if !(1..=256).contains(&data.batch) {
             return bad("data.batch", data.batch.to_string(), "from 1 to 256");
         }
-        if data.crop % 8 != 0 || !(64..=2048).contains(&data.crop) {
+        if !data.crop.is_multiple_of(8) || !(64..=2048).contains(&data.crop) {
             return bad("data.crop", data.crop.to_string(), "a multiple of 8 from 64 to 2048");
         }
         if !(64..=4096).contains(&data.short_side) {
@@ -186,7 +186,7 @@ impl TrainConfig {
             return bad("start_segments", self.start_segments.to_string(), "from 1 to 1000000");
         }
         if let SizeRule::Fixed([h, w]) = self.export_size
-            && [h, w].iter().any(|s| s % 8 != 0 || !(64..=4096).contains(s))
+            && [h, w].iter().any(|s| !s.is_multiple_of(8) || !(64..=4096).contains(s))
         {
             let value = format!("[{h}, {w}]");
             return bad("export_size", value, "two multiples of 8 from 64 to 4096");
@@ -209,7 +209,11 @@ impl TrainConfig {
             return bad("optimizer.momentum", optimizer.momentum.to_string(), "from 0 to below 1");
         }
         if !(0.0..=1.0).contains(&optimizer.weight_decay) {
-            return bad("optimizer.weight_decay", optimizer.weight_decay.to_string(), "from 0 to 1");
+            return bad(
+                "optimizer.weight_decay",
+                optimizer.weight_decay.to_string(),
+                "from 0 to 1",
+            );
         }
         Ok(())
     }

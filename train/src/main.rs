@@ -127,8 +127,7 @@ fn train(args: &TrainArgs) -> Result<()> {
         segments: config.segments.clone(),
         memory_limit_mb: config.data.memory_limit_mb,
     };
-    let dataset =
-        Dataset::load(images.clone(), settings, &|_, _| bar.inc(1)).map(Arc::new)?;
+    let dataset = Dataset::load(images.clone(), settings, &|_, _| bar.inc(1)).map(Arc::new)?;
     bar.finish_and_clear();
     tracing::info!("{} images, training on {device:?}", images.len());
     if args.backbone.is_none() {
@@ -157,7 +156,9 @@ fn device(choice: DeviceChoice) -> Result<tch::Device> {
     let found = tch::Cuda::is_available();
     match choice {
         DeviceChoice::Cuda if !found => {
-            bail!("libtorch finds no CUDA device; use --device cpu, or install a CUDA build of torch")
+            bail!(
+                "libtorch finds no CUDA device; use --device cpu, or install a CUDA build of torch"
+            )
         }
         DeviceChoice::Cuda => Ok(tch::Device::Cuda(0)),
         DeviceChoice::Auto if found => Ok(tch::Device::Cuda(0)),
@@ -193,16 +194,17 @@ fn write_bundle(
     let codebook = codebook(&trained.dictionary.codebook)?;
     let count = codebook.count;
     let (mean, std) = config.network.preset.normalization();
+    let backbone = match trained.loaded {
+        Some(_) => config.provenance.backbone.clone(),
+        None => "random weights".to_owned(),
+    };
     let mut provenance = Provenance {
         producer: format!("conceptseg-train {}", env!("CARGO_PKG_VERSION")),
-        backbone: config.provenance.backbone.clone(),
+        backbone,
         images: config.provenance.images.clone(),
         licence: config.provenance.licence.clone(),
         ..Provenance::default()
     };
-    if trained.loaded.is_none() {
-        provenance.backbone = "random weights".to_owned();
-    }
     for (key, value) in [
         ("steps", config.optimizer.iterations.to_string()),
         ("seed", config.seed.to_string()),

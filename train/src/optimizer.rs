@@ -50,11 +50,7 @@ impl OptimizerConfig {
     /// Learning rate before group factors at `step`, counted from 0.
     pub fn rate(&self, step: u64) -> f64 {
         let left = 1.0 - step as f64 / self.iterations.max(1) as f64;
-        let warm = if step < self.warmup {
-            (step + 1) as f64 / self.warmup as f64
-        } else {
-            1.0
-        };
+        let warm = if step < self.warmup { (step + 1) as f64 / self.warmup as f64 } else { 1.0 };
         self.lr * warm * left.max(0.0).powf(self.power)
     }
 }

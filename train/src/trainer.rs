@@ -167,7 +167,9 @@ impl ViewTensors {
         let side = i64::from(batch.size);
         let ids: Vec<i32> = batch.ids.iter().map(|&id| i32::from(id)).collect();
         Self {
-            images: Tensor::from_slice(&batch.images).view([views, 3, side, side]).to_device(device),
+            images: Tensor::from_slice(&batch.images)
+                .view([views, 3, side, side])
+                .to_device(device),
             ids: Tensor::from_slice(&ids)
                 .view([views, side, side])
                 .to_device(device)
@@ -276,9 +278,9 @@ impl Log {
         let events = ScalarLog::create(dir)
             .map_err(|source| TrainError::Log { dir: dir.to_owned(), source })?;
         let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
-        if let Ok(style) = ProgressStyle::with_template(
-            "{bar:30} {pos}/{len} steps, {eta} left, {msg}",
-        ) {
+        if let Ok(style) =
+            ProgressStyle::with_template("{bar:30} {pos}/{len} steps, {eta} left, {msg}")
+        {
             bar.set_style(style);
         }
         Ok(Self {

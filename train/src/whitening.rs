@@ -53,8 +53,7 @@ impl Moments {
             let channels = self.sum.size()[0];
             let dim = dim.min(channels);
             let mean = &self.sum / self.count.max(1) as f64;
-            let covariance =
-                &self.products / self.count.max(1) as f64 - mean.outer(&mean);
+            let covariance = &self.products / self.count.max(1) as f64 - mean.outer(&mean);
             // Eigenvalues come in rising order, vectors as columns.
             let (values, vectors) = covariance.linalg_eigh("L");
             let values = values.flip([0i64]).narrow(0, 0, dim);
@@ -90,6 +89,9 @@ mod tests {
         let covariance = out.tr().matmul(&out) / rows.size()[0] as f64;
         let difference = covariance - Tensor::eye(4, (Kind::Float, tch::Device::Cpu));
         assert!(difference.abs().max().double_value(&[]) < 1e-3);
-        assert!(out.mean_dim([0i64].as_slice(), false, Kind::Float).abs().max().double_value(&[]) < 1e-3);
+        assert!(
+            out.mean_dim([0i64].as_slice(), false, Kind::Float).abs().max().double_value(&[])
+                < 1e-3
+        );
     }
 }

@@ -32,7 +32,9 @@ pub enum BackendError {
         source: io::Error,
     },
     /// The network file is larger than any ONNX file can be.
-    #[error("the network {path} has {size} bytes, more than the {MAX_NETWORK} that an ONNX file can have")]
+    #[error(
+        "the network {path} has {size} bytes, more than the {MAX_NETWORK} that an ONNX file can have"
+    )]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -48,7 +50,9 @@ pub enum BackendError {
         reason: String,
     },
     /// The backend refused the network.
-    #[error("{backend} cannot load the network {path}: {reason}; export it again or copy the bundle again")]
+    #[error(
+        "{backend} cannot load the network {path}: {reason}; export it again or copy the bundle again"
+    )]
     Load {
         /// Name of the backend.
         backend: &'static str,
@@ -58,7 +62,9 @@ pub enum BackendError {
         reason: String,
     },
     /// The network has no tensor of that name.
-    #[error("the network {path} has no {role} called \"{name}\" (it has {found}); the bundle's manifest must name it")]
+    #[error(
+        "the network {path} has no {role} called \"{name}\" (it has {found}); the bundle's manifest must name it"
+    )]
     Tensor {
         /// The file.
         path: PathBuf,
@@ -70,7 +76,9 @@ pub enum BackendError {
         found: String,
     },
     /// The input slice is not `3 * height * width` long.
-    #[error("the input of {width}x{height} pixels needs {expected} numbers, but {found} were given")]
+    #[error(
+        "the input of {width}x{height} pixels needs {expected} numbers, but {found} were given"
+    )]
     Input {
         /// Width in pixels.
         width: usize,
@@ -94,7 +102,9 @@ pub enum BackendError {
         reason: String,
     },
     /// The output is not `[1, dim, rows, columns]` of 32-bit floats.
-    #[error("the network's output has shape {shape:?}; an embedder gives [1, dim, rows, columns] in float32")]
+    #[error(
+        "the network's output has shape {shape:?}; an embedder gives [1, dim, rows, columns] in float32"
+    )]
     Output {
         /// The shape found.
         shape: Vec<usize>,
@@ -116,7 +126,9 @@ impl OutputShape {
     /// Reads `[1, dim, height, width]`, whose product must be `length`.
     fn from_dims(dims: &[usize], length: usize) -> Result<Self, BackendError> {
         match *dims {
-            [1, dim, height, width] if dim.checked_mul(height).and_then(|n| n.checked_mul(width)) == Some(length) => {
+            [1, dim, height, width]
+                if dim.checked_mul(height).and_then(|n| n.checked_mul(width)) == Some(length) =>
+            {
                 Ok(Self { dim, height, width })
             }
             _ => Err(BackendError::Output { shape: dims.to_vec() }),
@@ -235,7 +247,8 @@ pub fn open(
 ) -> Result<Box<dyn Backend>, BackendError> {
     let bytes = read_network(onnx)?;
     let threads = options.threads.min(MAX_THREADS);
-    let source = Source { path: onnx, bytes: &bytes, input: input_name, output: output_name, threads };
+    let source =
+        Source { path: onnx, bytes: &bytes, input: input_name, output: output_name, threads };
     match options.kind {
         BackendKind::Rten => Ok(Box::new(rten::Rten::load(&source)?)),
         BackendKind::Onnxruntime => Ok(Box::new(onnxruntime::OnnxRuntime::load(&source)?)),
@@ -261,7 +274,8 @@ struct Source<'a> {
 impl Source<'_> {
     /// Checks that the network has the tensors the manifest names.
     fn check_names(&self, inputs: &[String], outputs: &[String]) -> Result<(), BackendError> {
-        for (role, name, names) in [("input", self.input, inputs), ("output", self.output, outputs)] {
+        for (role, name, names) in [("input", self.input, inputs), ("output", self.output, outputs)]
+        {
             if !names.iter().any(|n| n == name) {
                 let found = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
                 let (path, name) = (self.path.to_owned(), name.to_owned());

@@ -102,6 +102,12 @@ pub struct Provenance {
     pub details: BTreeMap<String, String>,
 }
 
+/// The one key that decides how the others are read.
+#[derive(Deserialize)]
+struct Version {
+    format_version: u32,
+}
+
 impl Manifest {
     /// Parses and checks the text of a manifest; `path` is for messages.
     ///
@@ -112,11 +118,6 @@ impl Manifest {
             path: path.to_owned(),
             reason: e.to_string().trim_end().to_owned(),
         };
-        // The version decides how the rest is read, so it is looked at on its own first.
-        #[derive(Deserialize)]
-        struct Version {
-            format_version: u32,
-        }
         let Version { format_version } = toml::from_str(text).map_err(parse_error)?;
         if format_version != FORMAT_VERSION {
             return Err(BundleError::Version { path: path.to_owned(), found: format_version });

@@ -35,7 +35,8 @@ pub fn run(command: &Command, json: bool) -> Result<()> {
 fn inspect(dir: &Path, json: bool) -> Result<()> {
     let bundle = Bundle::open(dir)?;
     let m = &bundle.manifest;
-    let size = std::fs::metadata(bundle.embedder_path()).context("reading the network's size")?.len();
+    let size =
+        std::fs::metadata(bundle.embedder_path()).context("reading the network's size")?.len();
     let used = bundle.codebook.counts.iter().filter(|&&c| c > 0.0).count();
     let named = (0..bundle.codebook.count).filter(|&id| bundle.names.get(id).is_some()).count();
     let mut out = std::io::stdout().lock();
@@ -106,7 +107,8 @@ fn verify(dir: &Path, json: bool) -> Result<()> {
         );
         maps.push((probe.kind, map));
     }
-    let largest = maps.windows(2).map(|pair| difference(&pair[0].1, &pair[1].1)).fold(0.0, f32::max);
+    let largest =
+        maps.windows(2).map(|pair| difference(&pair[0].1, &pair[1].1)).fold(0.0, f32::max);
     ensure!(
         largest < AGREEMENT,
         "the backends disagree by {largest:.2e} on {}",
