@@ -151,12 +151,13 @@ impl LabelMap {
         Self { width, height, data }
     }
 
-    /// Reads white on black as one instance: where only 0 and 255 occur, 255 becomes id 1.
+    /// Reads white on black as one instance: where just 0 and 255 occur, 255 becomes id 1.
     ///
     /// Masks drawn by hand and those of DAVIS 2016 look so, while beside other ids 255 is void.
     #[must_use]
     pub fn with_white_as_instance(mut self) -> Self {
-        if self.data.contains(&255) && self.data.iter().all(|&id| id == 0 || id == 255) {
+        let both = self.data.contains(&0) && self.data.contains(&255);
+        if both && self.data.iter().all(|&id| id == 0 || id == 255) {
             for id in &mut self.data {
                 *id = u8::from(*id == 255);
             }

@@ -234,7 +234,7 @@ mod tests {
                 read += 1;
             }
         }
-        assert!(read >= 2, "only {read} recipes found");
+        assert!(read >= 4, "only {read} recipes found");
     }
 
     #[test]
