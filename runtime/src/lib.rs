@@ -42,6 +42,7 @@ pub mod concepts;
 pub mod datasets;
 mod dot;
 pub mod embed;
+pub mod errors;
 pub mod files;
 pub mod frame;
 pub mod labels;

@@ -93,7 +93,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("conceptseg-train: {error:#}");
+            eprintln!("conceptseg-train: {}", conceptseg::errors::sentence(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -4,6 +4,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use conceptseg::backend::{BackendKind, BackendOptions};
 use conceptseg::concepts::SegmentationConfig;
 use conceptseg::embed::Model;
+use conceptseg::errors::sentence;
 use conceptseg::labels::LabelMap;
 use conceptseg::results::{FrameRecord, RecordWriter};
 use conceptseg::stream::{StreamConfig, StreamError, StreamState};
@@ -196,20 +197,6 @@ impl Results {
 
 fn read_mask(path: &Path) -> Result<LabelMap, String> {
     LabelMap::read_png(path).map_err(|e| format!("Cannot use first-frame-mask: {}", sentence(&e)))
-}
-
-/// An error with the causes that its own text does not already tell.
-fn sentence(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(e) = cause {
-        let more = e.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = e.source();
-    }
-    text
 }
 
 #[derive(Default)]

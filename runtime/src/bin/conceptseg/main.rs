@@ -70,7 +70,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("conceptseg: {error:#}");
+            eprintln!("conceptseg: {}", conceptseg::errors::sentence(error.as_ref()));
             ExitCode::FAILURE
         }
     }
