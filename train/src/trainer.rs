@@ -183,11 +183,14 @@ impl ViewTensors {
 /// features on the training views.
 fn start_head(network: &Network, loader: &mut Loader, device: Device) -> Result<(), TrainError> {
     let mut moments: Option<Moments> = None;
+    let bar = start_bar(WHITENING_BATCHES, "batches for the start of the head");
     for _ in 0..WHITENING_BATCHES {
+        bar.inc(1);
         let views = ViewTensors::new(&loader.next_batch()?, device);
         let maps = no_grad(|| network.head_input(&views.images));
         moments.get_or_insert_with(|| Moments::new(maps.size()[1])).add(&maps);
     }
+    bar.finish_and_clear();
     if let Some(moments) = moments {
         let (weight, bias) = moments.projection(network.dim());
         network.set_projection(&weight, &bias);
@@ -204,8 +207,10 @@ fn start_dictionary(
 ) -> Result<Dictionary, TrainError> {
     let mut gathered = Vec::new();
     let mut count = 0;
+    let bar = start_bar(config.start_segments as u64, "segments for the start of the dictionary");
     // Every image has a segment, so this ends; a batch of plain images has few.
     while count < config.start_segments {
+        bar.set_position(count as u64);
         let views = ViewTensors::new(&loader.next_batch()?, device);
         let z = no_grad(|| -> Result<Tensor, LossError> {
             // Batch statistics here would move the running averages of a network that
@@ -218,8 +223,18 @@ fn start_dictionary(
         count += z.size()[0];
         gathered.push(z);
     }
+    bar.finish_and_clear();
     let all = Tensor::cat(&gathered, 0);
     Ok(Dictionary::init_kmeans(&all, config.dictionary.clone(), config.seed)?)
+}
+
+/// A bar for what comes before step 0.
+fn start_bar(length: u64, what: &'static str) -> ProgressBar {
+    let bar = ProgressBar::new(length).with_message(what);
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}") {
+        bar.set_style(style);
+    }
+    bar
 }
 
 /// Groups as in method section 3: weights and biases of backbone and head, dictionary.
