@@ -107,6 +107,19 @@ impl Variables {
     /// Computes `output` from the images. A map is dropped after its last reader, and
     /// layers without a use for `output` are left out.
     pub fn run(&self, graph: &Graph, images: &Tensor, output: NodeId, train: bool) -> Tensor {
+        self.run_observed(graph, images, output, train, &mut |_, _| {})
+    }
+
+    /// [`Self::run`], showing every map to `observe` as soon as it is computed; its memory may
+    /// be overwritten later.
+    pub fn run_observed(
+        &self,
+        graph: &Graph,
+        images: &Tensor,
+        output: NodeId,
+        train: bool,
+        observe: &mut dyn FnMut(NodeId, &Tensor),
+    ) -> Tensor {
         let nodes = graph.nodes();
         let mut readers = vec![0_usize; nodes.len()];
         readers[output] = 1;
@@ -161,6 +174,9 @@ impl Variables {
                 (Op::MaxPool { end_padding: false }, [x]) => {
                     x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)
                 }
+                (Op::HalvingAveragePool, [x]) => {
+                    x.avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>)
+                }
                 (Op::GlobalAveragePool, [x]) => x.mean_dim([2_i64, 3].as_slice(), true, None),
                 (Op::AdaptiveAveragePool { bins }, [x]) => x.adaptive_avg_pool2d([*bins, *bins]),
                 (Op::ResizeLike, [x, like]) => {
@@ -173,6 +189,7 @@ impl Variables {
                 }
                 _ => images.shallow_clone(),
             };
+            observe(id, &value);
             values[id] = Some(value);
         }
         match values[output].take() {
@@ -181,16 +198,19 @@ impl Variables {
         }
     }
 
+    /// The weights are brought to the kind of the maps, so that images in `bfloat16` make a
+    /// pass in `bfloat16` whose gradients reach single-precision variables. (For an equal kind
+    /// this shares the tensor. Batch normalisation takes mixed kinds as it is.)
     fn conv(&self, conv: &Conv, x: &Tensor) -> Tensor {
-        let weight = self.tensor(&conv.name, "weight");
-        let bias = conv.bias.then(|| self.tensor(&conv.name, "bias"));
+        let weight = self.tensor(&conv.name, "weight").to_kind(x.kind());
+        let bias = conv.bias.then(|| self.tensor(&conv.name, "bias").to_kind(x.kind()));
         let (before, after) = (conv.pad_before, conv.pad_after);
         let (stride, dilation) = ([conv.stride; 2], [conv.dilation; 2]);
         if before == after {
-            return x.conv2d(weight, bias, stride, [before; 2], dilation, conv.groups);
+            return x.conv2d(&weight, bias, stride, [before; 2], dilation, conv.groups);
         }
         let padded = x.constant_pad_nd([before, after, before, after]);
-        padded.conv2d(weight, bias, stride, [0, 0], dilation, conv.groups)
+        padded.conv2d(&weight, bias, stride, [0, 0], dilation, conv.groups)
     }
 
     fn batch_norm(&self, name: &str, momentum: f64, x: &Tensor, train: bool) -> Tensor {
