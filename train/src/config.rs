@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use conceptseg::bundle::{MAX_CONCEPTS, SizeRule};
 use serde::{Deserialize, Serialize};
 
+use crate::data::SegmentsConfig;
 use crate::data::augment::ViewParams;
-use crate::data::felzenszwalb::FelzenszwalbParams;
 use crate::losses::LossConfig;
 use crate::losses::dictionary::DictionaryConfig;
 use crate::network::{NetworkConfig, Preset};
@@ -58,7 +58,7 @@ pub struct TrainConfig {
     /// Images and batches.
     pub data: DataConfig,
     /// Pseudo segments.
-    pub segments: FelzenszwalbParams,
+    pub segments: SegmentsConfig,
     /// The two augmented views.
     pub views: ViewParams,
     /// Losses.
@@ -102,7 +102,7 @@ impl Default for TrainConfig {
             network: NetworkConfig { preset: Preset::PaperResnet50, ..NetworkConfig::default() },
             head_start: HeadStart::default(),
             data: DataConfig::default(),
-            segments: FelzenszwalbParams::default(),
+            segments: SegmentsConfig::default(),
             views: ViewParams::default(),
             loss: LossConfig::default(),
             dictionary: DictionaryConfig::default(),

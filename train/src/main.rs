@@ -1,5 +1,7 @@
 //! The `conceptseg-train` command: from unlabelled images to a model bundle.
 
+mod commands;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,7 +11,6 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use conceptseg::bundle::{Bundle, BundleWriter, Codebook, Provenance, SizeRule};
 use conceptseg_train::config::TrainConfig;
-use conceptseg_train::data::images::find_images;
 use conceptseg_train::data::{Dataset, DatasetConfig};
 use conceptseg_train::export::check::compare_on_images;
 use conceptseg_train::export::onnx::{ExportSize, export_onnx};
@@ -17,6 +18,8 @@ use conceptseg_train::interrupt::{self, INTERRUPTED};
 use conceptseg_train::trainer::{self, Outcome, RunOptions, Trained};
 use conceptseg_train::vocabulary;
 use indicatif::ProgressBar;
+
+use commands::image_args::ImageArgs;
 
 /// Learns a vocabulary of visual concepts and a network that embeds every pixel from
 /// unlabelled images.
@@ -33,6 +36,10 @@ struct Cli {
 enum Command {
     /// Train and write a model bundle.
     Train(TrainArgs),
+    /// Make the pseudo segments of images ahead of training, and pictures of them.
+    Segments(commands::segments::Args),
+    /// Write a trained network as an ONNX file in single, half or 8-bit precision.
+    Export(commands::export::Args),
     /// Print a recipe with all of its keys, those absent from the file with their defaults.
     Config {
         /// Recipe to read; the paper's where none is given.
@@ -45,9 +52,8 @@ struct TrainArgs {
     /// Recipe, one of `configs/`.
     #[arg(long)]
     config: PathBuf,
-    /// Image files or folders of images (searched in depth); may be given several times.
-    #[arg(long, required = true, num_args = 1..)]
-    images: Vec<PathBuf>,
+    #[command(flatten)]
+    images: ImageArgs,
     /// Pretrained backbone as safetensors; without it training starts from random weights.
     #[arg(long)]
     backbone: Option<PathBuf>,
@@ -93,6 +99,8 @@ fn main() -> ExitCode {
         .init();
     let result = match Cli::parse().command {
         Command::Train(args) => train(&args),
+        Command::Segments(args) => commands::segments::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Export(args) => commands::export::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Config { recipe } => print_config(recipe.as_deref()).map(|()| ExitCode::SUCCESS),
     };
     match result {
@@ -125,7 +133,7 @@ fn train(args: &TrainArgs) -> Result<ExitCode> {
         .and_then(|()| tempfile::tempfile_in(&args.out).map(drop))
         .with_context(|| format!("cannot write to {}; choose another --out", args.out.display()))?;
 
-    let images = find_images(&args.images, &[])?;
+    let images: Vec<PathBuf> = args.images.find()?.into_iter().map(|file| file.path).collect();
     let bar = progress_bar(images.len() as u64, "images read and segmented");
     let settings = DatasetConfig {
         short_side: config.data.short_side,

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Kind, TchError, Tensor, no_grad};
 
 use crate::network::{Graph, Network, NodeId, Op};
 
@@ -96,17 +96,27 @@ impl<'a> Calibrator<'a> {
     }
 
     /// Counts the values of the maps of these images, whose range is known.
-    pub fn add_counts(&mut self, images: &Tensor) {
+    ///
+    /// # Errors
+    /// When libtorch cannot make a histogram.
+    pub fn add_counts(&mut self, images: &Tensor) -> Result<(), TchError> {
+        let mut result = Ok(());
         self.observe(images, |observed, map| {
             // libtorch's histogram runs from the smallest to the largest value that it is given.
             let ends = Tensor::from_slice(&[observed.low as f32, observed.high as f32]);
             let all = Tensor::cat(&[map.to_device(Device::Cpu).flatten(0, -1), ends], 0);
-            let counts = all.histc(BINS).to_kind(Kind::Double);
+            let counts = all.f_histc(BINS).and_then(Vec::<f32>::try_from);
             observed.counts.resize(BINS as usize, 0.0);
-            for (bin, sum) in observed.counts.iter_mut().enumerate() {
-                *sum += counts.double_value(&[bin as i64]);
+            match counts {
+                Ok(counts) => {
+                    for (sum, count) in observed.counts.iter_mut().zip(counts) {
+                        *sum += f64::from(count);
+                    }
+                }
+                Err(error) => result = Err(error),
             }
         });
+        result
     }
 
     fn observe(&mut self, images: &Tensor, mut see: impl FnMut(&mut Observed, &Tensor)) {
@@ -350,7 +360,7 @@ mod tests {
         let images = Tensor::randn([2, 3, 32, 48], (Kind::Float, Device::Cpu));
         let mut calibrator = Calibrator::new(&network);
         calibrator.add_range(&images);
-        calibrator.add_counts(&images);
+        calibrator.add_counts(&images).unwrap();
         for (&node, observed) in &calibrator.observed {
             let values = observed.counts.iter().sum::<f64>();
             let channels = network.graph.channels(node) as f64;

@@ -45,7 +45,6 @@ fn config() -> TrainConfig {
     config.data.batch = 2;
     config.data.crop = 64;
     config.data.threads = 1;
-    config.segments.min_size = 50;
     config.dictionary.concepts = 6;
     // Entries die at once, so that the replacement is part of what is compared.
     config.dictionary.usage_decay = 0.5;

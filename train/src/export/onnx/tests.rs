@@ -146,7 +146,7 @@ fn eight_bits_are_a_quarter_as_large_and_close() {
         let images = image(64, 96);
         let mut calibrator = Calibrator::new(&network);
         calibrator.add_range(&images);
-        calibrator.add_counts(&images);
+        calibrator.add_counts(&images).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let (single, int8) = (folder.path().join("single"), folder.path().join("int8"));
         export_onnx(&network, &single, size).unwrap();
