@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use conceptseg::bundle::{MAX_CONCEPTS, SizeRule};
 use serde::{Deserialize, Serialize};
 
+use crate::data::SegmentsConfig;
 use crate::data::augment::ViewParams;
-use crate::data::felzenszwalb::FelzenszwalbParams;
 use crate::losses::LossConfig;
 use crate::losses::dictionary::DictionaryConfig;
 use crate::network::{NetworkConfig, Preset};
@@ -58,7 +58,7 @@ pub struct TrainConfig {
     /// Images and batches.
     pub data: DataConfig,
     /// Pseudo segments.
-    pub segments: FelzenszwalbParams,
+    pub segments: SegmentsConfig,
     /// The two augmented views.
     pub views: ViewParams,
     /// Losses.
@@ -71,6 +71,10 @@ pub struct TrainConfig {
     pub memory_batches: usize,
     /// Optimiser and schedule.
     pub optimizer: OptimizerConfig,
+    /// Numbers in which the network computes its maps.
+    pub precision: Precision,
+    /// When the state of the run is written.
+    pub checkpoint: CheckpointConfig,
     /// Image sizes that the exported network takes: `"dynamic"` for every multiple of 8,
     /// which the paper's pyramid pooling does not allow, or `{ fixed = [height, width] }`.
     pub export_size: SizeRule,
@@ -98,13 +102,15 @@ impl Default for TrainConfig {
             network: NetworkConfig { preset: Preset::PaperResnet50, ..NetworkConfig::default() },
             head_start: HeadStart::default(),
             data: DataConfig::default(),
-            segments: FelzenszwalbParams::default(),
+            segments: SegmentsConfig::default(),
             views: ViewParams::default(),
             loss: LossConfig::default(),
             dictionary: DictionaryConfig::default(),
             start_segments: 10_000,
             memory_batches: 2,
             optimizer: OptimizerConfig::default(),
+            precision: Precision::default(),
+            checkpoint: CheckpointConfig::default(),
             export_size: SizeRule::Fixed([480, 832]),
             provenance: ProvenanceTexts::default(),
         }
@@ -120,6 +126,44 @@ pub enum HeadStart {
     Random,
     /// Whitened principal components of the backbone's features on the training images.
     Whitening,
+}
+
+/// Numbers in which the network computes its maps. Weights, their gradients and momentum, the
+/// statistics of batch normalisations and all losses are single precision in both cases.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// Single precision.
+    #[default]
+    Fp32,
+    /// `bfloat16`, for CUDA devices of compute capability 8.0 and up. Works on a CPU too, where
+    /// it is faster only if the processor has instructions for it.
+    Bf16,
+}
+
+impl Precision {
+    /// The kind of the network's input, which its maps take over.
+    pub fn kind(self) -> tch::Kind {
+        match self {
+            Self::Fp32 => tch::Kind::Float,
+            Self::Bf16 => tch::Kind::BFloat16,
+        }
+    }
+}
+
+/// When the state of the run is written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Steps from one checkpoint to the next (500); 0 for none but at the end and when the run
+    /// is interrupted.
+    pub every: u64,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { every: 500 }
+    }
 }
 
 /// Images and batches.
@@ -204,6 +248,14 @@ impl TrainConfig {
             if !(value > 0.0 && value.is_finite()) {
                 return bad(key, value.to_string(), "a number above 0");
             }
+        }
+        if !(1..=1024).contains(&optimizer.accumulate) {
+            let value = optimizer.accumulate.to_string();
+            return bad("optimizer.accumulate", value, "from 1 to 1024");
+        }
+        if !(optimizer.clip_norm >= 0.0 && optimizer.clip_norm.is_finite()) {
+            let value = optimizer.clip_norm.to_string();
+            return bad("optimizer.clip_norm", value, "a number of at least 0");
         }
         if !(0.0..1.0).contains(&optimizer.momentum) {
             return bad("optimizer.momentum", optimizer.momentum.to_string(), "from 0 to below 1");

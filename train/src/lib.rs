@@ -6,12 +6,17 @@
 //!        bundle <- vocabulary (statistics through the runtime) <- export (ONNX) <- trainer
 //! ```
 
+pub mod checkpoint;
 pub mod config;
 pub mod data;
+pub mod diverged;
 pub mod export;
+pub mod interrupt;
 pub mod losses;
 pub mod network;
 pub mod optimizer;
+pub mod progress;
+pub mod state;
 pub mod tensorboard;
 pub mod trainer;
 pub mod vocabulary;

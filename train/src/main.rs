@@ -1,25 +1,30 @@
 //! The `conceptseg-train` command: from unlabelled images to a model bundle.
 
+mod commands;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use conceptseg::bundle::{Bundle, BundleWriter, Codebook, Provenance, SizeRule};
 use conceptseg_train::config::TrainConfig;
-use conceptseg_train::data::images::find_images;
 use conceptseg_train::data::{Dataset, DatasetConfig};
 use conceptseg_train::export::check::compare_on_images;
 use conceptseg_train::export::onnx::{ExportSize, export_onnx};
-use conceptseg_train::trainer::{self, Trained};
+use conceptseg_train::interrupt::{self, INTERRUPTED};
+use conceptseg_train::trainer::{self, Outcome, RunOptions, Trained};
 use conceptseg_train::vocabulary;
 use indicatif::ProgressBar;
+
+use commands::image_args::ImageArgs;
 
 /// Learns a vocabulary of visual concepts and a network that embeds every pixel from
 /// unlabelled images.
 ///
-/// Exit codes: 0 done, 1 failed, 2 wrong use.
+/// Exit codes: 0 done, 1 failed, 2 wrong use, 130 stopped with a checkpoint.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true, arg_required_else_help = true)]
 struct Cli {
@@ -31,6 +36,10 @@ struct Cli {
 enum Command {
     /// Train and write a model bundle.
     Train(TrainArgs),
+    /// Make the pseudo segments of images ahead of training, and pictures of them.
+    Segments(commands::segments::Args),
+    /// Write a trained network as an ONNX file in single, half or 8-bit precision.
+    Export(commands::export::Args),
     /// Print a recipe with all of its keys, those absent from the file with their defaults.
     Config {
         /// Recipe to read; the paper's where none is given.
@@ -43,18 +52,20 @@ struct TrainArgs {
     /// Recipe, one of `configs/`.
     #[arg(long)]
     config: PathBuf,
-    /// Image files or folders of images (searched in depth); may be given several times.
-    #[arg(long, required = true, num_args = 1..)]
-    images: Vec<PathBuf>,
+    #[command(flatten)]
+    images: ImageArgs,
     /// Pretrained backbone as safetensors; without it training starts from random weights.
     #[arg(long)]
     backbone: Option<PathBuf>,
     /// Folder of the bundle to write.
     #[arg(long)]
     out: PathBuf,
-    /// Folder of the loss log for TensorBoard; `<out>-log` where absent.
+    /// Folder of the TensorBoard log and the checkpoint; `<out>-log` where absent.
     #[arg(long)]
     log_dir: Option<PathBuf>,
+    /// Continue from the checkpoint in the log folder. Every other option stays as it was.
+    #[arg(long)]
+    resume: bool,
     /// Steps, instead of the recipe's.
     #[arg(long)]
     iterations: Option<u64>,
@@ -88,10 +99,12 @@ fn main() -> ExitCode {
         .init();
     let result = match Cli::parse().command {
         Command::Train(args) => train(&args),
-        Command::Config { recipe } => print_config(recipe.as_deref()),
+        Command::Segments(args) => commands::segments::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Export(args) => commands::export::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Config { recipe } => print_config(recipe.as_deref()).map(|()| ExitCode::SUCCESS),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("conceptseg-train: {}", conceptseg::errors::sentence(error.as_ref()));
             ExitCode::FAILURE
@@ -105,7 +118,7 @@ fn print_config(recipe: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-fn train(args: &TrainArgs) -> Result<()> {
+fn train(args: &TrainArgs) -> Result<ExitCode> {
     let mut config = TrainConfig::read(&args.config)?;
     if let Some(iterations) = args.iterations {
         config.optimizer.iterations = iterations;
@@ -120,7 +133,7 @@ fn train(args: &TrainArgs) -> Result<()> {
         .and_then(|()| tempfile::tempfile_in(&args.out).map(drop))
         .with_context(|| format!("cannot write to {}; choose another --out", args.out.display()))?;
 
-    let images = find_images(&args.images, &[])?;
+    let images: Vec<PathBuf> = args.images.find()?.into_iter().map(|file| file.path).collect();
     let bar = progress_bar(images.len() as u64, "images read and segmented");
     let settings = DatasetConfig {
         short_side: config.data.short_side,
@@ -130,7 +143,7 @@ fn train(args: &TrainArgs) -> Result<()> {
     let dataset = Dataset::load(images.clone(), settings, &|_, _| bar.inc(1)).map(Arc::new)?;
     bar.finish_and_clear();
     tracing::info!("{} images, training on {device:?}", images.len());
-    if args.backbone.is_none() {
+    if args.backbone.is_none() && !args.resume {
         tracing::warn!("no --backbone given: training starts from random weights");
     }
     let log_dir = args.log_dir.clone().unwrap_or_else(|| {
@@ -138,10 +151,28 @@ fn train(args: &TrainArgs) -> Result<()> {
         name.push("-log");
         name.into()
     });
-    let trained = trainer::train(&config, &dataset, args.backbone.as_deref(), &log_dir, device)?;
-    if let Some(report) = &trained.loaded {
-        tracing::info!("backbone: {report}");
-    }
+    let stop = interrupt::stop_flag().context("cannot listen for Ctrl-C")?;
+    let options = RunOptions {
+        backbone: args.backbone.as_deref(),
+        log_dir: &log_dir,
+        device,
+        resume: args.resume,
+        stop: &stop,
+    };
+    let trained = match trainer::train(&config, &dataset, &options)? {
+        Outcome::Finished(trained) => trained,
+        Outcome::Interrupted { step, checkpoint } => {
+            eprintln!(
+                "stopped after step {step} of {}; {} holds the run: repeat the command with \
+                 --resume to continue",
+                config.optimizer.iterations,
+                checkpoint.display()
+            );
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
+    };
+    // From here on there is no step to finish: the next Ctrl-C ends the program at once.
+    stop.store(true, Ordering::SeqCst);
     tracing::info!(
         "{} steps in {:.0} s, loss {:.3} -> {:.3}",
         config.optimizer.iterations,
@@ -149,7 +180,11 @@ fn train(args: &TrainArgs) -> Result<()> {
         trained.loss_start_end.0,
         trained.loss_start_end.1
     );
-    write_bundle(args, &config, &trained, &images)
+    if trained.void_batches > 0 {
+        tracing::warn!("{} batches without a segment were passed over", trained.void_batches);
+    }
+    write_bundle(args, &config, &trained, &images)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn device(choice: DeviceChoice) -> Result<tch::Device> {
@@ -194,9 +229,10 @@ fn write_bundle(
     let codebook = codebook(&trained.dictionary.codebook)?;
     let count = codebook.count;
     let (mean, std) = config.network.preset.normalization();
-    let backbone = match trained.loaded {
-        Some(_) => config.provenance.backbone.clone(),
-        None => "random weights".to_owned(),
+    let backbone = if trained.pretrained {
+        config.provenance.backbone.clone()
+    } else {
+        "random weights".to_owned()
     };
     let mut provenance = Provenance {
         producer: format!("conceptseg-train {}", env!("CARGO_PKG_VERSION")),

@@ -9,9 +9,8 @@ use rand::seq::SliceRandom;
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
-use super::felzenszwalb::SegmentMap;
 use super::photometric::{self, ColorOp};
-use super::{DataError, images};
+use super::{DataError, SegmentMap, images};
 
 /// What views are drawn from. The defaults are those of `SimCLR` at jitter strength 1.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

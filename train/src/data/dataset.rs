@@ -8,8 +8,8 @@ use image::RgbImage;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::felzenszwalb::{self, FelzenszwalbParams, SegmentMap};
-use super::{DataError, images};
+use super::segmenter::{Segmenter, SegmentsConfig};
+use super::{DataError, SegmentMap, images};
 
 /// How images are stored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,8 +18,8 @@ pub struct DatasetConfig {
     /// Images are reduced to at most this many pixels on their shorter side. Views are drawn
     /// from the reduced image.
     pub short_side: u32,
-    /// How images are cut into pseudo segments.
-    pub segments: FelzenszwalbParams,
+    /// Where pseudo segments come from.
+    pub segments: SegmentsConfig,
     /// Megabytes (2^20 bytes) of prepared images that are kept in memory; the others are
     /// prepared anew whenever they are drawn, with the same result. A 320x240 image takes 0.37.
     pub memory_limit_mb: u64,
@@ -27,7 +27,7 @@ pub struct DatasetConfig {
 
 impl Default for DatasetConfig {
     fn default() -> Self {
-        Self { short_side: 320, segments: FelzenszwalbParams::default(), memory_limit_mb: 4096 }
+        Self { short_side: 320, segments: SegmentsConfig::default(), memory_limit_mb: 4096 }
     }
 }
 
@@ -51,11 +51,12 @@ struct Entry {
 pub struct Dataset {
     entries: Vec<Entry>,
     config: DatasetConfig,
+    segmenter: Segmenter,
     damaged: Vec<DataError>,
 }
 
 /// Damaged images that are passed over: at most one in twenty, and at most 100.
-fn allowed_damaged(total: usize) -> usize {
+pub fn allowed_damaged(total: usize) -> usize {
     // One of a small set may always fail.
     (total / 20).clamp(1, 100)
 }
@@ -75,7 +76,7 @@ impl Dataset {
         config: DatasetConfig,
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<Self, DataError> {
-        config.segments.validate()?;
+        let segmenter = Segmenter::new(&config.segments)?;
         DataError::check(
             (8..=4096).contains(&config.short_side),
             "data.short_side",
@@ -94,7 +95,7 @@ impl Dataset {
                 if failures.load(Ordering::Relaxed) > allowed {
                     return None;
                 }
-                let entry = load_entry(path, &config, &budget);
+                let entry = load_entry(path, &config, &segmenter, &budget);
                 if entry.is_err() {
                     failures.fetch_add(1, Ordering::Relaxed);
                 }
@@ -124,7 +125,7 @@ impl Dataset {
         if entries.is_empty() {
             return Err(DataError::NoImages { roots: "an empty list of images".into() });
         }
-        Ok(Self { entries, config, damaged })
+        Ok(Self { entries, config, segmenter, damaged })
     }
 
     /// Number of usable images, at least 1.
@@ -163,20 +164,34 @@ impl Dataset {
             return Ok(Arc::clone(prepared));
         }
         let rgb = images::decode(&entry.path, self.config.short_side)?;
-        Ok(Arc::new(prepare(rgb, &self.config)?))
+        Ok(Arc::new(prepare(&entry.path, rgb, &self.config, &self.segmenter)?))
     }
 }
 
-fn prepare(rgb: RgbImage, config: &DatasetConfig) -> Result<PreparedImage, DataError> {
-    let segments = felzenszwalb::segment(&rgb, &config.segments)?;
+fn prepare(
+    path: &Path,
+    rgb: RgbImage,
+    config: &DatasetConfig,
+    segmenter: &Segmenter,
+) -> Result<PreparedImage, DataError> {
+    let segments = segmenter.segment(path, &rgb, config.short_side)?;
     Ok(PreparedImage { rgb, segments })
 }
 
-fn load_entry(path: PathBuf, config: &DatasetConfig, budget: &Budget) -> Result<Entry, DataError> {
+fn load_entry(
+    path: PathBuf,
+    config: &DatasetConfig,
+    segmenter: &Segmenter,
+    budget: &Budget,
+) -> Result<Entry, DataError> {
     let rgb = images::decode(&path, config.short_side)?;
     let pixels = rgb.as_raw().len() as u64 / 3;
     let bytes = pixels * (3 + std::mem::size_of::<u16>() as u64);
-    let prepared = if budget.take(bytes) { Some(Arc::new(prepare(rgb, config)?)) } else { None };
+    let prepared = if budget.take(bytes) {
+        Some(Arc::new(prepare(&path, rgb, config, segmenter)?))
+    } else {
+        None
+    };
     Ok(Entry { path, prepared })
 }
 

@@ -11,7 +11,7 @@
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
-use super::{DataError, VOID, regions};
+use super::{DataError, SegmentMap, VOID, regions};
 
 /// How an image is cut into pseudo segments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -85,17 +85,6 @@ const MAX_SIGMA: f64 = 64.0;
 
 /// Pixels of an image, at most: an edge is coded as 2 bits of direction and 30 of pixel.
 const MAX_PIXELS: u64 = 1 << 30;
-
-/// The segment of every pixel of one image.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SegmentMap {
-    /// In pixels.
-    pub width: u32,
-    /// In pixels.
-    pub height: u32,
-    /// Row-major, `height * width`; ids count from 0 in the order of their first pixel.
-    pub ids: Vec<u16>,
-}
 
 /// A partition of the pixels of one image, without a limit on the number of parts.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,126 +1,50 @@
 //! Finding and decoding image files.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-use image::{ImageReader, Limits, RgbImage};
+use image::{DynamicImage, ImageReader, Limits, RgbImage};
 
 use super::DataError;
+use super::sources::{ImageQuery, ImageSource};
 
 /// Extensions of the formats that can be decoded, in lower case.
 const EXTENSIONS: [&str; 3] = ["jpg", "jpeg", "png"];
 
-/// Folders are followed this deep; also what ends a loop of symbolic links.
-const MAX_DEPTH: usize = 16;
-
 /// Width and height of an image, at most.
-const MAX_SIDE: u32 = 16_384;
+pub(crate) const MAX_SIDE: u32 = 16_384;
 
 /// Bytes of an image file, at most.
-const MAX_FILE_BYTES: u64 = 256 << 20;
+pub(crate) const MAX_FILE_BYTES: u64 = 256 << 20;
 
 /// Bytes that decoding one image may take, at most.
 const MAX_DECODE_BYTES: u64 = 1 << 30;
 
-/// Bytes of a list of images, at most.
-const MAX_LIST_BYTES: u64 = 64 << 20;
-
-/// All images under `roots` (folders, searched with their subfolders, or single files) in
-/// ascending order of their paths, each once.
-///
-/// With `lists` only the images named there: text files with one name per line, blank lines
-/// and lines that start with `#` apart. A name is a file name or a path relative to a root,
-/// with or without extension, as in the lists of PASCAL VOC.
+/// All images under `roots` (folders, searched with their subfolders, or single files; videos
+/// give their frames) in ascending order of their paths, each once; with `lists` only the
+/// images named there. See [`ImageQuery`] for data sets and more.
 ///
 /// # Errors
-/// [`DataError::Read`], [`DataError::NoImages`] when there is none, [`DataError::NotFound`]
-/// when a list names an image that is not there.
+/// As [`ImageQuery::find`].
 pub fn find_images(roots: &[PathBuf], lists: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
-    let mut found: Vec<(PathBuf, PathBuf)> = Vec::new();
-    for root in roots {
-        let before = found.len();
-        collect(root, MAX_DEPTH, &mut |path| {
-            let relative = path.strip_prefix(root).unwrap_or(&path).with_extension("");
-            found.push((path, relative));
-        })?;
-        if found.len() == before {
-            return Err(DataError::NoImages { roots: root.display().to_string() });
-        }
-    }
-    if found.is_empty() {
-        return Err(DataError::NoImages { roots: "no folder at all".into() });
-    }
-    if lists.is_empty() {
-        let all: BTreeSet<PathBuf> = found.into_iter().map(|(path, _)| path).collect();
-        return Ok(all.into_iter().collect());
-    }
-    let mut by_name: BTreeMap<PathBuf, Vec<&PathBuf>> = BTreeMap::new();
-    for (path, relative) in &found {
-        by_name.entry(relative.clone()).or_default().push(path);
-        // A bare name stands for the file wherever it lies.
-        if let Some(stem) = path.file_stem().map(PathBuf::from).filter(|stem| stem != relative) {
-            by_name.entry(stem).or_default().push(path);
-        }
-    }
-    let mut chosen = BTreeSet::new();
-    for list in lists {
-        let text = String::from_utf8_lossy(&read_bounded(list, MAX_LIST_BYTES)?).into_owned();
-        let mut missing = Vec::new();
-        for name in text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
-            let path = Path::new(name);
-            let key = if has_image_extension(path) { path.with_extension("") } else { path.into() };
-            match by_name.get(&key) {
-                Some(paths) => chosen.extend(paths.iter().map(|&path| path.clone())),
-                None => missing.push(name),
-            }
-        }
-        if let Some(first) = missing.first() {
-            return Err(DataError::NotFound {
-                list: list.clone(),
-                name: (*first).to_owned(),
-                count: missing.len(),
-            });
-        }
-    }
-    if chosen.is_empty() {
-        let names: Vec<String> = lists.iter().map(|list| list.display().to_string()).collect();
-        return Err(DataError::NoImages { roots: format!("the lists {}", names.join(", ")) });
-    }
-    Ok(chosen.into_iter().collect())
+    let query = ImageQuery {
+        sources: roots.iter().cloned().map(ImageSource::from).collect(),
+        lists: lists.to_vec(),
+        ..ImageQuery::default()
+    };
+    Ok(query.find()?.into_iter().map(|file| file.path).collect())
 }
 
-fn collect(path: &Path, depth: usize, add: &mut impl FnMut(PathBuf)) -> Result<(), DataError> {
-    let failed = |source| DataError::Read { path: path.to_owned(), source };
-    if !fs::metadata(path).map_err(failed)?.is_dir() {
-        if has_image_extension(path) {
-            add(path.to_owned());
-        }
-        return Ok(());
-    }
-    if depth == 0 {
-        return Ok(());
-    }
-    for entry in fs::read_dir(path).map_err(failed)? {
-        let child = entry.map_err(failed)?.path();
-        // Files of other kinds are not touched at all: a dangling link among them is no error.
-        if has_image_extension(&child) || child.is_dir() {
-            collect(&child, depth - 1, add)?;
-        }
-    }
-    Ok(())
-}
-
-fn has_image_extension(path: &Path) -> bool {
+pub(super) fn has_image_extension(path: &Path) -> bool {
     path.extension()
         .and_then(|extension| extension.to_str())
         .is_some_and(|extension| EXTENSIONS.contains(&extension.to_ascii_lowercase().as_str()))
 }
 
-fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, DataError> {
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, DataError> {
     let failed = |source| DataError::Read { path: path.to_owned(), source };
     let length = fs::metadata(path).map_err(failed)?.len();
     if length > limit {
@@ -139,6 +63,22 @@ fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, DataError> {
 /// [`DataError::Read`], [`DataError::Damaged`] (also for a JPEG that ends early, and for an
 /// image that is longer than 16384 pixels on a side).
 pub fn decode(path: &Path, max_short_side: u32) -> Result<RgbImage, DataError> {
+    let image = open(path)?.into_rgb8();
+    let short = image.width().min(image.height());
+    if short <= max_short_side {
+        return Ok(image);
+    }
+    let scale = f64::from(max_short_side) / f64::from(short);
+    let side = |length: u32| ((f64::from(length) * scale).round() as u32).max(1);
+    let whole = [0, 0, image.width(), image.height()];
+    resize_crop(&mut Resizer::new(), &image, whole, side(image.width()), side(image.height()))
+}
+
+/// Decodes a JPEG or PNG file as it is.
+///
+/// # Errors
+/// As [`decode`].
+pub(crate) fn open(path: &Path) -> Result<DynamicImage, DataError> {
     let bytes = read_bounded(path, MAX_FILE_BYTES)?;
     let damaged = |reason: String| DataError::Damaged { path: path.to_owned(), reason };
     if bytes.starts_with(&[0xFF, 0xD8]) && !jpeg_is_complete(&bytes) {
@@ -152,18 +92,23 @@ pub fn decode(path: &Path, max_short_side: u32) -> Result<RgbImage, DataError> {
     limits.max_image_height = Some(MAX_SIDE);
     limits.max_alloc = Some(MAX_DECODE_BYTES);
     reader.limits(limits);
-    let image = reader.decode().map_err(|error| damaged(error.to_string()))?.into_rgb8();
+    let image = reader.decode().map_err(|error| damaged(error.to_string()))?;
     if image.width() == 0 || image.height() == 0 {
         return Err(damaged("it has no pixels".into()));
     }
-    let short = image.width().min(image.height());
-    if short <= max_short_side {
-        return Ok(image);
-    }
-    let scale = f64::from(max_short_side) / f64::from(short);
-    let side = |length: u32| ((f64::from(length) * scale).round() as u32).max(1);
-    let whole = [0, 0, image.width(), image.height()];
-    resize_crop(&mut Resizer::new(), &image, whole, side(image.width()), side(image.height()))
+    Ok(image)
+}
+
+/// Width and height of an image file in pixels, from its first bytes.
+///
+/// # Errors
+/// [`DataError::Read`], [`DataError::Damaged`].
+pub(crate) fn dimensions(path: &Path) -> Result<(u32, u32), DataError> {
+    ImageReader::open(path)
+        .and_then(ImageReader::with_guessed_format)
+        .map_err(|source| DataError::Read { path: path.to_owned(), source })?
+        .into_dimensions()
+        .map_err(|error| DataError::Damaged { path: path.to_owned(), reason: error.to_string() })
 }
 
 /// The decoder fills a JPEG that ends early with grey, so the end is looked for here: the

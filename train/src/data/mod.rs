@@ -1,23 +1,34 @@
 //! From a folder of photographs to batches of augmented views with pseudo segments.
 //!
-//! [`images`] finds and decodes files, [`felzenszwalb`] and [`regions`] cut every image into
-//! pseudo segments, [`dataset`] keeps both, [`augment`] and [`photometric`] draw views, and
+//! [`sources`] and [`video`] find files and [`images`] decodes them; a [`segmenter`] gives every
+//! image its pseudo segments, made by [`felzenszwalb`] and [`regions`], from [`contours`], or
+//! read; [`dataset`] keeps both, [`augment`] and [`photometric`] draw views, and
 //! [`loader`] turns all of it into a stream of batches that depends on nothing but a seed.
 
 use std::path::PathBuf;
 
 pub mod augment;
+pub mod contours;
 pub mod dataset;
 pub mod felzenszwalb;
 pub mod images;
 pub mod loader;
+pub mod matlab;
+pub mod overlay;
 pub mod photometric;
 pub mod regions;
+pub mod segment_map;
+pub mod segmenter;
+pub mod sources;
+pub mod video;
 
 pub use augment::{View, ViewParams};
 pub use dataset::{Dataset, DatasetConfig};
-pub use felzenszwalb::{FelzenszwalbParams, SegmentMap};
+pub use felzenszwalb::FelzenszwalbParams;
 pub use loader::{Batch, Loader, LoaderConfig};
+pub use segment_map::SegmentMap;
+pub use segmenter::{SegmentSource, Segmenter, SegmentsConfig};
+pub use sources::{ImageFile, ImageQuery};
 
 /// The id of a pixel that belongs to no segment. Losses leave such pixels out; no segment map
 /// made here uses it for a segment.
@@ -42,11 +53,45 @@ pub enum DataError {
         /// What the decoder said.
         reason: String,
     },
+    /// A file cannot be written.
+    #[error("cannot write {}: {source}; check that its folder exists and has room", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file of segments or contours cannot be used.
+    #[error("{} cannot give the segments of an image: {reason}", path.display())]
+    Segments {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The folders hold no image at all.
     #[error("no .jpg, .jpeg or .png file lies under {roots}; check the image folders")]
     NoImages {
         /// The folders, separated by commas.
         roots: String,
+    },
+    /// A folder does not have the layout of its data set.
+    #[error("{} is no {kind} data set: it has no {expected}; check the path", path.display())]
+    Layout {
+        /// The folder.
+        path: PathBuf,
+        /// Name of the data set.
+        kind: &'static str,
+        /// Folder or file that is missing.
+        expected: String,
+    },
+    /// A video gives no frames.
+    #[error("cannot take frames from {}: {reason}", path.display())]
+    Video {
+        /// The video.
+        path: PathBuf,
+        /// What went wrong and what to do about it.
+        reason: String,
     },
     /// A list names images that are not there.
     #[error(

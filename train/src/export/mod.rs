@@ -1,5 +1,7 @@
 //! Writes trained networks for the runtime.
 
 pub mod check;
+mod matrices;
 pub mod onnx;
 mod onnx_proto;
+pub mod quantize;

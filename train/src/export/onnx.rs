@@ -1,20 +1,29 @@
 //! Writes a network as an ONNX file.
 //!
 //! Input `image` `[1, 3, H, W]`, normalised as the network expects; output `embedding`
-//! `[1, dim, H / 8, W / 8]`, unit length over the dimensions. Batch normalisations are folded
+//! `[1, dim, H / stride, W / stride]`, unit length over the dimensions. Batch normalisations are folded
 //! into the convolutions before them.
+//!
+//! Input and output are single precision in every variant. With half precision inside, only the
+//! lengths of vectors are computed in single precision: their squares would overflow. With
+//! 8-bit integers, convolutions read and write quantised maps and weights, written as pairs of
+//! `QuantizeLinear` and `DequantizeLinear`, which runtimes merge with the convolution between.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use half::f16;
 use prost::Message as _;
 use tch::{Device, Kind, Tensor, no_grad};
 use thiserror::Error;
 
+use super::matrices::{Matrix, pool_matrix, resize_matrix};
 use super::onnx_proto as proto;
 use super::onnx_proto::attribute_proto::AttributeType;
+use super::onnx_proto::tensor_proto::DataType;
 use super::onnx_proto::{tensor_shape_proto, type_proto};
-use crate::network::{BATCH_NORM_EPSILON, Conv, NORM_EPSILON, Network, NodeId, Op};
+use super::quantize::{Calibration, Channels, Scale};
+use crate::network::{BatchNorm, Conv, NORM_EPSILON, Network, NodeId, Op};
 
 /// Name of the graph's input.
 pub const INPUT: &str = "image";
@@ -64,9 +73,9 @@ pub enum ExportError {
 /// Image sizes that the exported graph takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExportSize {
-    /// Every multiple of 8. Not possible for the paper's pyramid pooling.
+    /// Every multiple of the network's stride. Not possible for the paper's pyramid pooling.
     Dynamic,
-    /// This size only, in pixels, multiples of 8.
+    /// This size only, in pixels, multiples of the network's stride.
     Fixed {
         /// Height in pixels.
         height: u32,
@@ -75,18 +84,46 @@ pub enum ExportSize {
     },
 }
 
-/// Writes the network to `path`, under a temporary name first.
+/// Numbers that the exported graph computes with.
+#[derive(Debug, Clone, Copy)]
+pub enum Numbers<'a> {
+    /// Single precision.
+    Fp32,
+    /// Half precision, at half the size.
+    Fp16,
+    /// 8-bit integers in the convolutions, at a quarter of the size.
+    Int8(&'a Calibration),
+}
+
+/// Writes the network in single precision to `path`, under a temporary name first.
 ///
 /// # Errors
 /// [`ExportError`].
 pub fn export_onnx(network: &Network, path: &Path, size: ExportSize) -> Result<(), ExportError> {
-    let model = no_grad(|| build(network, size))?;
+    export_as(network, path, size, Numbers::Fp32)
+}
+
+/// Writes the network to `path` with these numbers, under a temporary name first.
+///
+/// # Errors
+/// [`ExportError`].
+pub fn export_as(
+    network: &Network,
+    path: &Path,
+    size: ExportSize,
+    numbers: Numbers<'_>,
+) -> Result<(), ExportError> {
+    let model = no_grad(|| build(network, size, numbers))?;
     let bytes = model.encode_to_vec();
     conceptseg::files::write_atomic(path, |w| w.write_all(&bytes))
         .map_err(|source| ExportError::Write { path: path.to_owned(), source })
 }
 
-fn build(network: &Network, size: ExportSize) -> Result<proto::ModelProto, ExportError> {
+fn build(
+    network: &Network,
+    size: ExportSize,
+    numbers: Numbers<'_>,
+) -> Result<proto::ModelProto, ExportError> {
     let stride = network.stride() as u32;
     let (grid, sides) = match size {
         ExportSize::Dynamic => {
@@ -102,7 +139,7 @@ fn build(network: &Network, size: ExportSize) -> Result<proto::ModelProto, Expor
             (Some([gh, gw]), [h, w, gh, gw].map(Side::Known))
         }
     };
-    let mut writer = Writer { network, grid, graph: proto::GraphProto::default() };
+    let mut writer = Writer { network, grid, numbers, graph: proto::GraphProto::default() };
     writer.graph.name = Some("conceptseg".to_owned());
     writer.nodes()?;
     let [height, width, grid_height, grid_width] = sides;
@@ -138,10 +175,7 @@ fn value_info(name: &str, sides: [Side; 4]) -> proto::ValueInfoProto {
         tensor_shape_proto::Dimension { value: Some(value) }
     };
     let shape = proto::TensorShapeProto { dim: sides.map(dimension).to_vec() };
-    let tensor = type_proto::Tensor {
-        elem_type: Some(proto::tensor_proto::DataType::Float as i32),
-        shape: Some(shape),
-    };
+    let tensor = type_proto::Tensor { elem_type: Some(DataType::Float as i32), shape: Some(shape) };
     proto::ValueInfoProto {
         name: Some(name.to_owned()),
         r#type: Some(proto::TypeProto { value: Some(type_proto::Value::TensorType(tensor)) }),
@@ -153,6 +187,7 @@ struct Writer<'a> {
     network: &'a Network,
     /// Height and width of the embedding's grid, if they are fixed.
     grid: Option<[i64; 2]>,
+    numbers: Numbers<'a>,
     graph: proto::GraphProto,
 }
 
@@ -169,13 +204,17 @@ impl Writer<'_> {
             let mut bins = node.inputs.first().and_then(|&i| pooled[i]);
             let mut out = format!("n{id}");
             match &node.op {
-                Op::Input => INPUT.clone_into(&mut out),
+                Op::Input => match self.numbers {
+                    Numbers::Fp16 => self.cast(INPUT, DataType::Float16, &out),
+                    Numbers::Fp32 | Numbers::Int8(_) => INPUT.clone_into(&mut out),
+                },
                 Op::Conv(conv) => self.conv(id, conv, inputs[0], &out)?,
                 Op::BatchNorm { .. } => inputs[0].clone_into(&mut out),
                 Op::Relu => self.node("Relu", &inputs, &out, vec![]),
                 Op::Relu6 => {
-                    let low = self.scalar("zero", 0.0);
-                    let high = self.scalar("six", 6.0);
+                    let kind = self.kind();
+                    let low = self.scalar("zero", 0.0, kind);
+                    let high = self.scalar("six", 6.0, kind);
                     self.node("Clip", &[inputs[0], &low, &high], &out, vec![]);
                 }
                 Op::Add => self.node("Add", &inputs, &out, vec![]),
@@ -188,6 +227,10 @@ impl Writer<'_> {
                         ints("pads", &[before, before, 1, 1]),
                     ];
                     self.node("MaxPool", &inputs, &out, attributes);
+                }
+                Op::HalvingAveragePool => {
+                    let attributes = vec![ints("kernel_shape", &[2, 2]), ints("strides", &[2, 2])];
+                    self.node("AveragePool", &inputs, &out, attributes);
                 }
                 Op::GlobalAveragePool => self.node("GlobalAveragePool", &inputs, &out, vec![]),
                 Op::AdaptiveAveragePool { bins: count } => {
@@ -204,13 +247,42 @@ impl Writer<'_> {
                     self.sandwich(inputs[0], &rows, &columns, &out);
                     bins = None;
                 }
+                Op::L2Normalize if matches!(self.numbers, Numbers::Fp16) => {
+                    let single = format!("{out}.single");
+                    self.normalize(inputs[0], &single);
+                    self.cast(&single, DataType::Float16, &out);
+                }
                 Op::L2Normalize => self.normalize(inputs[0], &out),
+            }
+            if let Numbers::Int8(calibration) = self.numbers
+                && let Some(scale) = calibration.scale(id)
+            {
+                out = self.quantized(&out, scale);
             }
             names.push(out);
             pooled.push(bins);
         }
         self.normalize(&names[self.network.output()], OUTPUT);
         Ok(())
+    }
+
+    /// Type of the numbers between the layers.
+    fn kind(&self) -> DataType {
+        match self.numbers {
+            Numbers::Fp16 => DataType::Float16,
+            Numbers::Fp32 | Numbers::Int8(_) => DataType::Float,
+        }
+    }
+
+    /// Rounds a map to 8 bits and back; gives the name of the result.
+    fn quantized(&mut self, x: &str, scale: Scale) -> String {
+        let [scale_name, zero_name, rounded, out] =
+            ["scale", "zero_point", "int8", "dequantized"].map(|part| format!("{x}.{part}"));
+        self.constant(&scale_name, &[], &[scale.step], DataType::Float);
+        self.bytes(&zero_name, &[], DataType::Int8, scale.zero_point.to_le_bytes().to_vec());
+        self.node("QuantizeLinear", &[x, &scale_name, &zero_name], &rounded, vec![]);
+        self.node("DequantizeLinear", &[&rounded, &scale_name, &zero_name], &out, vec![]);
+        out
     }
 
     /// A convolution, with the batch normalisation that is its only reader, if there is one.
@@ -223,22 +295,41 @@ impl Writer<'_> {
             _ => None,
         });
         if let Some(name) = follower {
-            let [gamma, beta, mean, variance] = ["weight", "bias", "running_mean", "running_var"]
-                .map(|suffix| variables.tensor(name, suffix).detach().to_kind(Kind::Double));
-            let scale = gamma / (variance + BATCH_NORM_EPSILON).sqrt();
-            weight = weight.to_kind(Kind::Double) * scale.view([-1, 1, 1, 1]);
-            let shift = match bias {
-                Some(bias) => bias.to_kind(Kind::Double) - mean,
-                None => -mean,
-            };
-            bias = Some(beta + shift * scale);
+            let norm = BatchNorm::new(
+                BatchNorm::SUFFIXES.map(|suffix| variables.tensor(name, suffix).shallow_clone()),
+            );
+            let folded = norm.fold(&weight, bias.as_ref());
+            weight = folded.0;
+            bias = Some(folded.1);
         }
-        let weight_name = format!("{}.weight", conv.name);
-        self.variable(&weight_name, &weight)?;
+        let mut weight_name = format!("{}.weight", conv.name);
+        let mut bias_name = format!("{}.bias", conv.name);
+        let weight_values = values(&weight_name, &weight)?;
+        let bias_values = bias.map(|bias| values(&bias_name, &bias)).transpose()?;
+        let source = self.network.graph.nodes()[id].inputs[0];
+        let input_scale = match self.numbers {
+            Numbers::Int8(calibration) if calibration.is_integer(id) => calibration.scale(source),
+            _ => None,
+        };
+        if let Some(input_scale) = input_scale {
+            let count = conv.outputs as usize;
+            let no_bias = vec![0.0; count];
+            let bias = bias_values.as_deref().unwrap_or(&no_bias);
+            let channels = Channels::new(&weight_values, bias, input_scale);
+            let shape = conv.weight_shape();
+            weight_name = self.integers(&weight_name, &shape, DataType::Int8, &channels);
+            if bias_values.is_some() {
+                bias_name = self.integers(&bias_name, &shape[..1], DataType::Int32, &channels);
+            }
+        } else {
+            let kind = self.kind();
+            self.constant(&weight_name, &conv.weight_shape(), &weight_values, kind);
+            if let Some(bias) = &bias_values {
+                self.constant(&bias_name, &[conv.outputs], bias, kind);
+            }
+        }
         let mut inputs = vec![input, &weight_name];
-        let bias_name = format!("{}.bias", conv.name);
-        if let Some(bias) = bias {
-            self.variable(&bias_name, &bias)?;
+        if bias_values.is_some() {
             inputs.push(&bias_name);
         }
         let (before, after) = (conv.pad_before, conv.pad_after);
@@ -253,6 +344,27 @@ impl Writer<'_> {
         Ok(())
     }
 
+    /// Weights (`Int8`) or bias (`Int32`) of a quantised convolution; gives the name of what
+    /// they stand for.
+    fn integers(&mut self, name: &str, dims: &[i64], kind: DataType, of: &Channels) -> String {
+        let [integers, scales, zeros, out] = ["integers", "scales", "zero_points", "dequantized"]
+            .map(|part| format!("{name}.{part}"));
+        let axis = vec![int("axis", 0)];
+        if kind == DataType::Int8 {
+            self.constant(&scales, &dims[..1], &of.weight_steps, DataType::Float);
+            let bytes = of.weights.iter().map(|w| w.cast_unsigned()).collect();
+            self.bytes(&integers, dims, kind, bytes);
+            self.bytes(&zeros, &dims[..1], kind, vec![0; of.weight_steps.len()]);
+            self.node("DequantizeLinear", &[&integers, &scales, &zeros], &out, axis);
+        } else {
+            self.constant(&scales, dims, &of.bias_steps, DataType::Float);
+            let bytes = of.biases.iter().flat_map(|b| b.to_le_bytes()).collect();
+            self.bytes(&integers, dims, kind, bytes);
+            self.node("DequantizeLinear", &[&integers, &scales], &out, axis);
+        }
+        out
+    }
+
     /// `rows · x · columnsᵀ` for each channel, both given as `[out, in]` row-major.
     fn sandwich(&mut self, x: &str, rows: &Matrix, columns: &Matrix, out: &str) {
         let columns_name = format!("{out}.columns");
@@ -262,20 +374,33 @@ impl Writer<'_> {
         for i in 0..columns.inputs {
             transposed.extend((0..columns.outputs).map(|o| columns.values[o * columns.inputs + i]));
         }
-        self.constant(&columns_name, &[columns.inputs as i64, columns.outputs as i64], &transposed);
-        self.constant(&rows_name, &[rows.outputs as i64, rows.inputs as i64], &rows.values);
+        let kind = self.kind();
+        let sides = [columns.inputs as i64, columns.outputs as i64];
+        self.constant(&columns_name, &sides, &transposed, kind);
+        let sides = [rows.outputs as i64, rows.inputs as i64];
+        self.constant(&rows_name, &sides, &rows.values, kind);
         self.node("MatMul", &[x, &columns_name], &half, vec![]);
         self.node("MatMul", &[&rows_name, &half], out, vec![]);
     }
 
-    /// Each cell's vector divided by its length.
+    /// Each cell's vector divided by its length, in single precision.
     fn normalize(&mut self, x: &str, out: &str) {
         let length = format!("{out}.length");
         let bounded = format!("{out}.divisor");
-        let smallest = self.scalar("norm_epsilon", NORM_EPSILON as f32);
-        self.node("ReduceL2", &[x], &length, vec![ints("axes", &[1]), int("keepdims", 1)]);
+        let mut x = x.to_owned();
+        if matches!(self.numbers, Numbers::Fp16) {
+            let wide = format!("{out}.wide");
+            self.cast(&x, DataType::Float, &wide);
+            x = wide;
+        }
+        let smallest = self.scalar("norm_epsilon", NORM_EPSILON as f32, DataType::Float);
+        self.node("ReduceL2", &[&x], &length, vec![ints("axes", &[1]), int("keepdims", 1)]);
         self.node("Clip", &[&length, &smallest], &bounded, vec![]);
-        self.node("Div", &[x, &bounded], out, vec![]);
+        self.node("Div", &[&x, &bounded], out, vec![]);
+    }
+
+    fn cast(&mut self, x: &str, to: DataType, out: &str) {
+        self.node("Cast", &[x], out, vec![int("to", i64::from(to as i32))]);
     }
 
     fn node(
@@ -295,29 +420,39 @@ impl Writer<'_> {
     }
 
     /// A number that several nodes may share.
-    fn scalar(&mut self, name: &str, value: f32) -> String {
+    fn scalar(&mut self, name: &str, value: f32, kind: DataType) -> String {
         if !self.graph.initializer.iter().any(|t| t.name.as_deref() == Some(name)) {
-            self.constant(name, &[], &[value]);
+            self.constant(name, &[], &[value], kind);
         }
         name.to_owned()
     }
 
-    fn variable(&mut self, name: &str, tensor: &Tensor) -> Result<(), ExportError> {
-        let flat = tensor.to_device(Device::Cpu).to_kind(Kind::Float).contiguous().view([-1]);
-        let values = Vec::<f32>::try_from(flat)
-            .map_err(|source| ExportError::Weights { name: name.to_owned(), source })?;
-        self.constant(name, &tensor.size(), &values);
-        Ok(())
+    /// Fractions, `Float` or `Float16`.
+    fn constant(&mut self, name: &str, dims: &[i64], values: &[f32], kind: DataType) {
+        let bytes = match kind {
+            DataType::Float16 => {
+                values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect()
+            }
+            _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        };
+        self.bytes(name, dims, kind, bytes);
     }
 
-    fn constant(&mut self, name: &str, dims: &[i64], values: &[f32]) {
+    fn bytes(&mut self, name: &str, dims: &[i64], kind: DataType, bytes: Vec<u8>) {
         self.graph.initializer.push(proto::TensorProto {
             dims: dims.to_vec(),
-            data_type: Some(proto::tensor_proto::DataType::Float as i32),
+            data_type: Some(kind as i32),
             name: Some(name.to_owned()),
-            raw_data: Some(values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+            raw_data: Some(bytes),
         });
     }
+}
+
+/// Values of a variable, row-major.
+fn values(name: &str, tensor: &Tensor) -> Result<Vec<f32>, ExportError> {
+    let flat = tensor.to_device(Device::Cpu).to_kind(Kind::Float).contiguous().view([-1]);
+    Vec::<f32>::try_from(flat)
+        .map_err(|source| ExportError::Weights { name: name.to_owned(), source })
 }
 
 fn int(name: &str, value: i64) -> proto::AttributeProto {
@@ -336,42 +471,6 @@ fn ints(name: &str, values: &[i64]) -> proto::AttributeProto {
         ints: values.to_vec(),
         ..proto::AttributeProto::default()
     }
-}
-
-/// A linear map of one axis, `[outputs, inputs]` row-major.
-struct Matrix {
-    outputs: usize,
-    inputs: usize,
-    values: Vec<f32>,
-}
-
-/// Means over `bins` windows of `cells` cells; window `i` runs from `floor(i·cells / bins)`
-/// to `ceil((i + 1)·cells / bins)` (`PyTorch`'s adaptive pooling), so that they may overlap.
-fn pool_matrix(bins: i64, cells: i64) -> Matrix {
-    let (outputs, inputs) = (bins as usize, cells as usize);
-    let mut values = vec![0.0; outputs * inputs];
-    for (i, row) in values.chunks_exact_mut(inputs).enumerate() {
-        let start = i * inputs / outputs;
-        let end = ((i + 1) * inputs).div_ceil(outputs);
-        row[start..end].fill(1.0 / (end - start) as f32);
-    }
-    Matrix { outputs, inputs, values }
-}
-
-/// Bilinear interpolation of `bins` values to `cells` (`align_corners = false`): the position
-/// of cell `i` is `(i + 0.5) · bins / cells - 0.5`, clamped at 0, the last value repeats.
-fn resize_matrix(cells: i64, bins: i64) -> Matrix {
-    let (outputs, inputs) = (cells as usize, bins as usize);
-    let mut values = vec![0.0; outputs * inputs];
-    for (i, row) in values.chunks_exact_mut(inputs).enumerate() {
-        let position = ((i as f64 + 0.5) * bins as f64 / cells as f64 - 0.5).max(0.0);
-        let low = (position.floor() as usize).min(inputs - 1);
-        let high = (low + 1).min(inputs - 1);
-        let share = position - low as f64;
-        row[low] += (1.0 - share) as f32;
-        row[high] += share as f32;
-    }
-    Matrix { outputs, inputs, values }
 }
 
 #[cfg(test)]

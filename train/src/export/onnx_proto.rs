@@ -118,6 +118,9 @@ pub mod tensor_proto {
     pub enum DataType {
         Undefined = 0,
         Float = 1,
+        Int8 = 3,
+        Int32 = 6,
+        Float16 = 10,
     }
     impl DataType {
         /// String value of the enum field names used in the ProtoBuf definition.
@@ -128,6 +131,9 @@ pub mod tensor_proto {
             match self {
                 Self::Undefined => "UNDEFINED",
                 Self::Float => "FLOAT",
+                Self::Int8 => "INT8",
+                Self::Int32 => "INT32",
+                Self::Float16 => "FLOAT16",
             }
         }
         /// Creates an enum from field names used in the ProtoBuf definition.
@@ -135,6 +141,9 @@ pub mod tensor_proto {
             match value {
                 "UNDEFINED" => Some(Self::Undefined),
                 "FLOAT" => Some(Self::Float),
+                "INT8" => Some(Self::Int8),
+                "INT32" => Some(Self::Int32),
+                "FLOAT16" => Some(Self::Float16),
                 _ => None,
             }
         }

@@ -1,21 +1,33 @@
 //! The backbones, with the names of torchvision's state dictionaries.
 //!
-//! All are brought to output stride 8: where the original halves the grid once more, the
+//! All are brought to output stride 8 or 16: where the original halves the grid once more, the
 //! stride becomes 1 and what follows reads every second (fourth) cell. A convolution that
 //! itself carried the stride keeps the dilation of the grid that it reads, so that the cells
 //! of the original grid come out as the original network computes them.
 
+use super::OutputStride;
 use super::graph::{Conv, Graph, NodeId, Op, Part};
+
+/// How a convolution with stride 2 is padded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Padding {
+    /// Alike on all sides, as torchvision's networks.
+    Symmetric,
+    /// As TensorFlow's SAME at even sizes.
+    Same,
+}
 
 /// `MobileNetV2` (Sandler et al., 2018) without batch normalisation: that is folded into the
 /// weights and biases. Returns the outputs of the blocks asked for in `taps`, 1 to 17.
 ///
-/// Strides are padded as in TensorFlow, where the given weights come from.
-/// `features.14` onwards, which only serve the image-wide context, stay at stride 16.
+/// `padding` is that of the strides. `features.14` onwards, which only serve the image-wide
+/// context, have twice the output stride.
 pub(super) fn mobilenet_v2<const TAPS: usize>(
     g: &mut Graph,
     image: NodeId,
     taps: [usize; TAPS],
+    stride: OutputStride,
+    padding: Padding,
 ) -> [NodeId; TAPS] {
     // Table 2 of the paper: expansion, channels, blocks, stride.
     const ROWS: [(i64, i64, usize, i64); 7] = [
@@ -29,7 +41,11 @@ pub(super) fn mobilenet_v2<const TAPS: usize>(
     ];
     let mut found = [image; TAPS];
     let last = taps.iter().copied().max().unwrap_or(0);
-    let mut x = g.conv(image, Conv::new("features.0.0", Part::Stem, 3, 32, 3).stride_2_same());
+    let halved = |conv: Conv| match padding {
+        Padding::Symmetric => conv.stride(2),
+        Padding::Same => conv.stride_2_same(),
+    };
+    let mut x = g.conv(image, halved(Conv::new("features.0.0", Part::Stem, 3, 32, 3)));
     x = g.same(Op::Relu6, &[x]);
     let mut index = 0;
     let mut dilation = 1;
@@ -43,7 +59,7 @@ pub(super) fn mobilenet_v2<const TAPS: usize>(
             let input = x;
             let inputs = g.channels(x);
             let hidden = inputs * expansion;
-            let stride = if block == 0 { row_stride } else { 1 };
+            let block_stride = if block == 0 { row_stride } else { 1 };
             let name = format!("features.{index}.conv");
             // Block 1 does not expand, so its layers are numbered one lower.
             let (depthwise, projection) = if expansion == 1 { ("0.0", "1") } else { ("1.0", "2") };
@@ -56,21 +72,21 @@ pub(super) fn mobilenet_v2<const TAPS: usize>(
                 .dilation(dilation);
             x = g.conv(
                 x,
-                match (index, stride) {
-                    // From stride 8 to 16: dilation instead.
-                    (7, _) => conv,
-                    // From (dilated) 16 to 32, symmetric because the grid may be odd.
-                    (_, 2) if dilation > 1 => conv.stride(2),
-                    (_, 2) => conv.stride_2_same(),
+                match (index, block_stride) {
+                    // From stride 8 to 16.
+                    (7, _) if stride == OutputStride::Eight => conv,
+                    // From the output stride on, symmetric because the grid may be odd.
+                    (14, _) => conv.stride(2),
+                    (_, 2) => halved(conv),
                     _ => conv,
                 },
             );
-            if index == 7 {
+            if index == 7 && stride == OutputStride::Eight {
                 dilation = 2;
             }
             x = g.same(Op::Relu6, &[x]);
             x = g.conv(x, Conv::new(format!("{name}.{projection}"), part, hidden, channels, 1));
-            if stride == 1 && inputs == channels {
+            if block_stride == 1 && inputs == channels {
                 x = g.same(Op::Add, &[input, x]);
             }
             for (slot, _) in found.iter_mut().zip(taps).filter(|(_, tap)| *tap == index) {
@@ -81,16 +97,29 @@ pub(super) fn mobilenet_v2<const TAPS: usize>(
     found
 }
 
-/// ResNet-18 (He et al., 2016) without batch normalisation, which is folded into the weights
-/// and biases, up to `layer3`. Returns the outputs of `layer2` and `layer3`.
-pub(super) fn resnet18(g: &mut Graph, image: NodeId) -> [NodeId; 2] {
+/// ResNet-18 or ResNet-34 (He et al., 2016) without batch normalisation, which is folded into
+/// the weights and biases, up to `layer3`; `blocks` are those of its layers (2, 2, 2 or
+/// 3, 4, 6). Returns the outputs of `layer2` and `layer3`.
+pub(super) fn basic_resnet(
+    g: &mut Graph,
+    image: NodeId,
+    blocks: [usize; 3],
+    stride: OutputStride,
+) -> [NodeId; 2] {
     let mut x = g.conv(image, Conv::new("conv1", Part::Stem, 3, 64, 7).stride(2));
     x = g.relu(x);
     x = g.same(Op::MaxPool { end_padding: false }, &[x]);
     let mut layer2 = x;
-    for (layer, channels, stride, dilation) in [(1, 64, 1, 1), (2, 128, 2, 1), (3, 256, 1, 2)] {
+    let (stride3, dilation3) = match stride {
+        OutputStride::Eight => (1, 2),
+        OutputStride::Sixteen => (2, 1),
+    };
+    let [blocks1, blocks2, blocks3] = blocks;
+    for (layer, channels, blocks, stride, dilation) in
+        [(1, 64, blocks1, 1, 1), (2, 128, blocks2, 2, 1), (3, 256, blocks3, stride3, dilation3)]
+    {
         let part = Part::Stage(layer);
-        for block in 0..2 {
+        for block in 0..blocks {
             let input = x;
             let inputs = g.channels(x);
             let first = block == 0;
@@ -119,12 +148,18 @@ pub(super) fn resnet18(g: &mut Graph, image: NodeId) -> [NodeId; 2] {
 }
 
 /// ResNet-50 (He et al., 2016) with batch normalisation, strides 1, 2, 1, 1 and dilations
-/// 1, 1, 2, 4. Returns the output of `layer4`, 2048 channels.
+/// 1, 1, 2, 4 (output stride 16: strides 1, 2, 2, 1 and dilations 1, 1, 1, 2). Returns the output of `layer4`, 2048 channels.
 ///
 /// `caffe` places strides and the window of the max pool as the original Caffe model does,
 /// for weights that come from there; else as torchvision. `momentum` is that of the batch
 /// normalisations.
-pub(super) fn resnet50(g: &mut Graph, image: NodeId, caffe: bool, momentum: f64) -> NodeId {
+pub(super) fn resnet50(
+    g: &mut Graph,
+    image: NodeId,
+    stride: OutputStride,
+    caffe: bool,
+    momentum: f64,
+) -> NodeId {
     let norm = |g: &mut Graph, x, conv: Conv, name: String| {
         let part = conv.part;
         let x = g.conv(x, conv.without_bias());
@@ -135,9 +170,16 @@ pub(super) fn resnet50(g: &mut Graph, image: NodeId, caffe: bool, momentum: f64)
     x = g.relu(x);
     x = g.same(Op::MaxPool { end_padding: caffe }, &[x]);
     let mut previous = 1;
-    for (layer, width, blocks, stride, dilation) in
-        [(1, 64, 3, 1, 1), (2, 128, 4, 2, 1), (3, 256, 6, 1, 2), (4, 512, 3, 1, 4)]
-    {
+    let (stride3, dilation3, dilation4) = match stride {
+        OutputStride::Eight => (1, 2, 4),
+        OutputStride::Sixteen => (2, 1, 2),
+    };
+    for (layer, width, blocks, stride, dilation) in [
+        (1, 64, 3, 1, 1),
+        (2, 128, 4, 2, 1),
+        (3, 256, 6, stride3, dilation3),
+        (4, 512, 3, 1, dilation4),
+    ] {
         let part = Part::Stage(layer);
         let outputs = 4 * width;
         for block in 0..blocks {

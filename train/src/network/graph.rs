@@ -138,6 +138,8 @@ pub(crate) enum Op {
     /// Largest of 3x3 cells, every second cell. With `end_padding` the window starts at the
     /// even cells and only the end is padded (Caffe), else it is centred on them.
     MaxPool { end_padding: bool },
+    /// Means over 2x2 cells, every second cell.
+    HalvingAveragePool,
     /// Mean over all cells, `[N, C, 1, 1]`.
     GlobalAveragePool,
     /// Means over a grid of `bins` by `bins` windows that cover the map.

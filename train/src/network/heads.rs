@@ -20,7 +20,7 @@ pub(super) struct EdgeHead {
     pub output: NodeId,
 }
 
-/// A linear projection of the unit-length `taps`, plus a correction that sees 3x3 cells and
+/// A linear projection of the `taps`, each scaled to unit length, plus a correction that sees 3x3 cells and
 /// the image as a whole.
 ///
 /// The correction's last layer starts at zero: training starts from the projection alone,

@@ -4,22 +4,25 @@
 //! [`crate::export::onnx`] writes the same graph as an ONNX file.
 
 mod backbones;
+mod fold;
 mod graph;
 mod heads;
+mod pickle;
 pub mod pretrained;
 mod run;
+pub mod weights;
 
 use serde::{Deserialize, Serialize};
 use tch::nn::VarStore;
 use tch::{Tensor, no_grad};
 use thiserror::Error;
 
+use backbones::Padding;
+pub(crate) use fold::BatchNorm;
 pub use graph::Part;
-pub(crate) use graph::{BATCH_NORM_EPSILON, Conv, Graph, NORM_EPSILON, NodeId, Op};
+pub(crate) use graph::{Conv, Graph, NORM_EPSILON, NodeId, Op};
 pub(crate) use run::Variables;
 
-/// Side of an embedding's cell in pixels, for every preset.
-const STRIDE: usize = 8;
 /// Most dimensions of an embedding and most channels of the edge head's correction.
 const MAX_CHANNELS: i64 = 4096;
 
@@ -54,9 +57,15 @@ pub enum Preset {
     EdgeMobilenetV2,
     /// The same taps, and the context from `features.17`.
     EdgeMobilenetV2Deep,
+    /// [`Self::EdgeMobilenetV2`] for torchvision's weights, which expect other padding and
+    /// other colours than those from TensorFlow.
+    EdgeMobilenetV2Torchvision,
     /// ResNet-18 up to `layer3`, taps `layer2` and `layer3`.
     #[serde(rename = "edge-resnet18")]
     EdgeResnet18,
+    /// The same with ResNet-34.
+    #[serde(rename = "edge-resnet34")]
+    EdgeResnet34,
     /// `PSPNet` on ResNet-50 as in the paper, in torchvision's variant.
     #[serde(rename = "paper-resnet50")]
     PaperResnet50,
@@ -72,13 +81,53 @@ impl Preset {
     pub fn normalization(self) -> ([f32; 3], [f32; 3]) {
         match self {
             Self::EdgeMobilenetV2 | Self::EdgeMobilenetV2Deep => ([0.5; 3], [0.5; 3]),
-            Self::EdgeResnet18 | Self::PaperResnet50 => {
-                ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-            }
+            Self::EdgeMobilenetV2Torchvision
+            | Self::EdgeResnet18
+            | Self::EdgeResnet34
+            | Self::PaperResnet50 => ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
             Self::PaperResnet50Caffe => {
                 ([123.68 / 255.0, 116.78 / 255.0, 103.94 / 255.0], [1.0 / 255.0; 3])
             }
         }
+    }
+}
+
+/// Side of an embedding's cell in pixels, written as a number in recipes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+pub enum OutputStride {
+    /// 8, the paper's.
+    #[default]
+    Eight,
+    /// 16: a quarter of the cells, at less than half of the computation.
+    Sixteen,
+}
+
+impl OutputStride {
+    /// The side in pixels.
+    pub fn pixels(self) -> usize {
+        match self {
+            Self::Eight => 8,
+            Self::Sixteen => 16,
+        }
+    }
+}
+
+impl TryFrom<u8> for OutputStride {
+    type Error = String;
+
+    fn try_from(pixels: u8) -> Result<Self, String> {
+        match pixels {
+            8 => Ok(Self::Eight),
+            16 => Ok(Self::Sixteen),
+            other => Err(format!("the output stride is {other}; it must be 8 or 16")),
+        }
+    }
+}
+
+impl From<OutputStride> for u8 {
+    fn from(stride: OutputStride) -> Self {
+        stride.pixels() as Self
     }
 }
 
@@ -88,6 +137,8 @@ impl Preset {
 pub struct NetworkConfig {
     /// Which network.
     pub preset: Preset,
+    /// Pixels from one embedding to the next, 8 (paper) or 16.
+    pub output_stride: OutputStride,
     /// Dimensions of the embedding (paper: 32).
     pub dim: i64,
     /// Edge presets: channels of the head's non-linear correction.
@@ -99,7 +150,13 @@ pub struct NetworkConfig {
 
 impl Default for NetworkConfig {
     fn default() -> Self {
-        Self { preset: Preset::default(), dim: 32, head_channels: 96, backbone_bn_momentum: 3e-4 }
+        Self {
+            preset: Preset::default(),
+            output_stride: OutputStride::default(),
+            dim: 32,
+            head_channels: 96,
+            backbone_bn_momentum: 3e-4,
+        }
     }
 }
 
@@ -130,12 +187,16 @@ pub struct Network {
 }
 
 impl Network {
-    /// Makes a network with random weights (seed: `tch::manual_seed`) whose variables live in
+    /// Makes a network with random weights, a function of `seed`, whose variables live in
     /// `vs`, on its device.
     ///
     /// # Errors
     /// [`NetworkError`] for a setting out of range or when memory runs out.
-    pub fn new(vs: &VarStore, config: &NetworkConfig) -> Result<Self, NetworkError> {
+    pub fn new(
+        vs: &VarStore,
+        config: &NetworkConfig,
+        seed: u64,
+    ) -> Result<Self, NetworkError> {
         for (key, value) in [("dim", config.dim), ("head_channels", config.head_channels)] {
             if !(1..=MAX_CHANNELS).contains(&value) {
                 return Err(NetworkError::Setting { key, value });
@@ -144,36 +205,53 @@ impl Network {
         let mut graph = Graph::default();
         let g = &mut graph;
         let image = g.input();
-        let edge = |g: &mut Graph, taps: &[NodeId], deepest| {
-            let head = heads::edge(g, taps, deepest, config.head_channels, config.dim);
+        let stride = config.output_stride;
+        // The first tap always has stride 8.
+        let edge = |g: &mut Graph, [middle, deep]: [NodeId; 2], deepest| {
+            let middle = match stride {
+                OutputStride::Eight => middle,
+                OutputStride::Sixteen => g.same(Op::HalvingAveragePool, &[middle]),
+            };
+            let head = heads::edge(g, &[middle, deep], deepest, config.head_channels, config.dim);
             (head.features, head.output, heads::PROJECTION)
         };
         let (features, output, projection) = match config.preset {
             Preset::EdgeMobilenetV2 => {
-                let taps = backbones::mobilenet_v2(g, image, [6, 13]);
-                edge(g, &taps, taps[1])
+                let taps = backbones::mobilenet_v2(g, image, [6, 13], stride, Padding::Same);
+                edge(g, taps, taps[1])
             }
             Preset::EdgeMobilenetV2Deep => {
-                let [middle, deep, deepest] = backbones::mobilenet_v2(g, image, [6, 13, 17]);
-                edge(g, &[middle, deep], deepest)
+                let [middle, deep, deepest] =
+                    backbones::mobilenet_v2(g, image, [6, 13, 17], stride, Padding::Same);
+                edge(g, [middle, deep], deepest)
+            }
+            Preset::EdgeMobilenetV2Torchvision => {
+                let taps = backbones::mobilenet_v2(g, image, [6, 13], stride, Padding::Symmetric);
+                edge(g, taps, taps[1])
             }
             Preset::EdgeResnet18 => {
-                let taps = backbones::resnet18(g, image);
-                edge(g, &taps, taps[1])
+                let taps = backbones::basic_resnet(g, image, [2, 2, 2], stride);
+                edge(g, taps, taps[1])
+            }
+            Preset::EdgeResnet34 => {
+                let taps = backbones::basic_resnet(g, image, [3, 4, 6], stride);
+                edge(g, taps, taps[1])
             }
             Preset::PaperResnet50 | Preset::PaperResnet50Caffe => {
                 let caffe = config.preset == Preset::PaperResnet50Caffe;
-                let deep = backbones::resnet50(g, image, caffe, config.backbone_bn_momentum);
+                let momentum = config.backbone_bn_momentum;
+                let deep = backbones::resnet50(g, image, stride, caffe, momentum);
                 let (features, output) = heads::psp(g, deep, config.dim);
                 (features, output, heads::EMBEDDING)
             }
         };
-        let variables = Variables::new(&graph, vs)?;
+        let variables = Variables::new(&graph, vs, seed)?;
         Ok(Self { graph, variables, config: config.clone(), features, output, projection })
     }
 
     /// Embeds images `[N, 3, H, W]`, normalised as [`Self::normalization`] says, H and W
-    /// multiples of 8: `[N, dim, H / 8, W / 8]`, not scaled to unit length.
+    /// multiples of [`Self::stride`]: `[N, dim, H / stride, W / stride]`, not scaled to unit
+    /// length.
     ///
     /// With `train` batch normalisations use and record the statistics of the batch, which
     /// takes at least two images; without, the recorded ones. Gradients are recorded in both
@@ -182,7 +260,7 @@ impl Network {
         self.run(images, self.output, train)
     }
 
-    /// Input of the last linear layer, `[N, C, H / 8, W / 8]`, for images as in
+    /// Input of the last linear layer, `[N, C, H / stride, W / stride]`, for images as in
     /// [`Self::forward`]. For edge presets these are the backbone's taps, each of unit length
     /// over its channels, one after the other.
     pub fn head_input(&self, images: &Tensor) -> Tensor {
@@ -232,7 +310,7 @@ impl Network {
 
     /// Side of an embedding's cell in pixels.
     pub fn stride(&self) -> usize {
-        STRIDE
+        self.config.output_stride.pixels()
     }
 
     /// Settings that it was made with.

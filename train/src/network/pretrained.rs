@@ -1,58 +1,29 @@
-//! Loads backbone weights from a safetensors file.
+//! Loads the weights of a backbone or of a whole network.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use serde::Serialize;
 use tch::{Tensor, no_grad};
 use thiserror::Error;
 
-use super::{Network, Part};
+use super::fold::BatchNorm;
+use super::graph::{Op, Part};
+use super::weights::{WeightError, WeightFile};
+use super::{Network, Parameter};
 
-/// Largest file that is read, in bytes: ten times a ResNet-50 in single precision.
-const MAX_FILE: u64 = 1 << 30;
+/// What the names of a network's variables start with in a training run's checkpoint.
+const CHECKPOINT_PREFIX: &str = "network.";
+/// Ends the name of a counter that only training without momentum reads.
+const COUNTER: &str = ".num_batches_tracked";
 
-/// Why a backbone could not be loaded.
+/// Why weights could not be loaded.
 #[derive(Debug, Error)]
 pub enum PretrainedError {
-    /// The file could not be read.
-    #[error("cannot read backbone {path}: {source}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: std::io::Error,
-    },
-    /// The file is larger than any backbone.
-    #[error(
-        "backbone {path} has {bytes} bytes, more than the {MAX_FILE} that are read; give the backbone's own file"
-    )]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-        /// Its size.
-        bytes: u64,
-    },
-    /// The file is not in the safetensors format.
-    #[error("backbone {path} is not a safetensors file ({source}); convert it or fetch it again")]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: safetensors::SafeTensorError,
-    },
-    /// A tensor has a number type that weights do not have.
-    #[error("tensor `{name}` of backbone {path} has type {dtype}; convert it to F16, BF16 or F32")]
-    Type {
-        /// The file.
-        path: PathBuf,
-        /// Name of the tensor.
-        name: String,
-        /// Its type.
-        dtype: String,
-    },
+    /// The file cannot be used.
+    #[error(transparent)]
+    File(#[from] WeightError),
     /// No variable of the backbone is in the file.
     #[error(
         "backbone {path} has no tensor of this network's backbone; choose the preset that fits the file"
@@ -61,10 +32,20 @@ pub enum PretrainedError {
         /// The file.
         path: PathBuf,
     },
+    /// The file does not hold this network.
+    #[error(
+        "{path} does not hold the whole network ({report}); give the recipe that it was trained with"
+    )]
+    Incomplete {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        report: Box<LoadReport>,
+    },
 }
 
 /// A variable that the file holds in another shape.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct OtherShape {
     /// Name of the variable.
     pub name: String,
@@ -74,23 +55,59 @@ pub struct OtherShape {
     pub found: Vec<i64>,
 }
 
-/// What became of every variable of the backbone and every tensor of the file.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// A batch normalisation that went into the convolution before it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Folded {
+    /// Name of the normalisation.
+    pub batch_norm: String,
+    /// Name of the convolution.
+    pub into: String,
+}
+
+/// What became of every variable asked for and every tensor of the file. Counters of batches
+/// (`num_batches_tracked`), which no network here reads, are left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct LoadReport {
     /// Variables that now have the file's values.
     pub loaded: Vec<String>,
-    /// Variables of the backbone that the file lacks; they keep their values.
+    /// Batch normalisations of the file that are part of the loaded values of a convolution.
+    pub folded: Vec<Folded>,
+    /// Variables that the file lacks; they keep their values.
     pub missing: Vec<String>,
     /// Variables that the file holds in another shape; they keep their values.
     pub other_shape: Vec<OtherShape>,
-    /// Tensors of the file for which the network has no variable.
+    /// Tensors of the file for which there is no variable.
     pub unused: Vec<String>,
+}
+
+impl LoadReport {
+    /// One line of the log for each entry, at debug level.
+    fn log(&self, path: &Path) {
+        let path = path.display();
+        for name in &self.loaded {
+            tracing::debug!("{path}: {name} loaded");
+        }
+        for Folded { batch_norm, into } in &self.folded {
+            tracing::debug!("{path}: {batch_norm} folded into {into}");
+        }
+        for name in &self.missing {
+            tracing::debug!("{path}: {name} missing");
+        }
+        for OtherShape { name, expected, found } in &self.other_shape {
+            tracing::debug!("{path}: {name} has shape {found:?} instead of {expected:?}");
+        }
+        for name in &self.unused {
+            tracing::debug!("{path}: {name} not used");
+        }
+    }
 }
 
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} tensors loaded", self.loaded.len())?;
+        let folded: Vec<&str> = self.folded.iter().map(|n| n.batch_norm.as_str()).collect();
         let shapes: Vec<&str> = self.other_shape.iter().map(|o| o.name.as_str()).collect();
+        list(f, "batch normalisations folded in", &folded)?;
         list(f, "missing", &self.missing)?;
         list(f, "of another shape", &shapes)?;
         list(f, "in the file but not used", &self.unused)
@@ -108,68 +125,128 @@ fn list(f: &mut fmt::Formatter<'_>, what: &str, names: &[impl AsRef<str>]) -> fm
     write!(f, ", {} {what} ({}{more})", names.len(), shown.join(", "))
 }
 
-/// Copies the tensors of a safetensors file (F16, BF16 or F32) into the backbone's variables
-/// of the same name and shape. The head is left as it is.
+/// Copies the tensors of a file of weights (safetensors, or `.pth` as torchvision publishes
+/// them) into the backbone's variables of the same name and shape. The head is left as it is.
+///
+/// Where the network has a convolution with bias and the file one that is followed by a batch
+/// normalisation, both are folded: the network then computes what the file's computes in
+/// evaluation mode.
 ///
 /// # Errors
 /// [`PretrainedError`]; a file that lacks some of the variables is no error, see the report.
 pub fn load_backbone(network: &Network, path: &Path) -> Result<LoadReport, PretrainedError> {
-    let read = |source| PretrainedError::Read { path: path.to_owned(), source };
-    let bytes = std::fs::metadata(path).map_err(read)?.len();
-    if bytes > MAX_FILE {
-        return Err(PretrainedError::TooLarge { path: path.to_owned(), bytes });
+    let file = WeightFile::open(path)?;
+    let report = load(network, &file, "", |part| part != Part::Head)?;
+    report.log(path);
+    if report.loaded.is_empty() {
+        return Err(PretrainedError::NothingFits { path: path.to_owned() });
     }
-    let data = std::fs::read(path).map_err(read)?;
-    let file = SafeTensors::deserialize(&data)
-        .map_err(|source| PretrainedError::Format { path: path.to_owned(), source })?;
+    Ok(report)
+}
 
+/// Copies all variables of a trained network from a safetensors file, where their names may
+/// start with `network.` as in the checkpoints of a training run.
+///
+/// # Errors
+/// [`PretrainedError`]; the file must hold every variable in its shape.
+pub fn load_network(network: &Network, path: &Path) -> Result<LoadReport, PretrainedError> {
+    let file = WeightFile::open(path)?;
+    let prefixed = file.names().any(|name| name.starts_with(CHECKPOINT_PREFIX));
+    let report = load(network, &file, if prefixed { CHECKPOINT_PREFIX } else { "" }, |_| true)?;
+    report.log(path);
+    if !report.missing.is_empty() || !report.other_shape.is_empty() {
+        let (path, report) = (path.to_owned(), Box::new(report));
+        return Err(PretrainedError::Incomplete { path, report });
+    }
+    Ok(report)
+}
+
+/// Copies `<prefix><variable>` of the file to each variable of the wanted parts.
+fn load(
+    network: &Network,
+    file: &WeightFile,
+    prefix: &str,
+    wanted: impl Fn(Part) -> bool,
+) -> Result<LoadReport, WeightError> {
     let mut report = LoadReport::default();
-    for parameter in network.parameters() {
-        if parameter.part == Part::Head {
+    let mut used = HashSet::new();
+    // The bias of a convolution into which a batch normalisation goes, found with its weights.
+    let mut folded: HashMap<String, Tensor> = HashMap::new();
+    let foldable = foldable(network);
+    for Parameter { name, tensor, part, .. } in network.parameters() {
+        if !wanted(part) {
             continue;
         }
-        let name = parameter.name;
-        let Ok(view) = file.tensor(&name) else {
+        let stored = format!("{prefix}{name}");
+        let expected = tensor.size();
+        let set = |value: &Tensor| no_grad(|| tensor.detach().copy_(value));
+        if let Some(bias) = folded.remove(&name) {
+            set(&bias);
+            report.loaded.push(name);
+            continue;
+        }
+        let Some(found) = file.shape(&stored) else {
             report.missing.push(name);
             continue;
         };
-        let expected = parameter.tensor.size();
-        let found: Vec<i64> = view.shape().iter().map(|&side| side as i64).collect();
+        used.insert(stored.clone());
         if expected != found {
             report.other_shape.push(OtherShape { name, expected, found });
             continue;
         }
-        let values = single_precision(&view).ok_or_else(|| PretrainedError::Type {
-            path: path.to_owned(),
-            name: name.clone(),
-            dtype: format!("{:?}", view.dtype()),
-        })?;
-        no_grad(|| {
-            parameter.tensor.detach().copy_(&Tensor::from_slice(&values).view(found.as_slice()));
-        });
+        let value = Tensor::from_slice(&file.values(&stored)?).view(found.as_slice());
+        let norm = name
+            .strip_suffix(".weight")
+            .filter(|layer| foldable.contains(*layer))
+            .and_then(|layer| Some((layer, batch_norm_after(layer)?)))
+            .filter(|(layer, _)| file.shape(&format!("{prefix}{layer}.bias")).is_none());
+        match norm {
+            Some((layer, norm)) if complete(file, &format!("{prefix}{norm}"), expected[0]) => {
+                let stored = BatchNorm::SUFFIXES.map(|suffix| format!("{prefix}{norm}.{suffix}"));
+                let read = |name: &String| file.values(name).map(|v| Tensor::from_slice(&v));
+                let [weight, bias, mean, variance] = &stored;
+                let variables = [read(weight)?, read(bias)?, read(mean)?, read(variance)?];
+                let (weight, bias) = BatchNorm::new(variables).fold(&value, None);
+                set(&weight);
+                folded.insert(format!("{layer}.bias"), bias);
+                used.extend(stored);
+                report.folded.push(Folded { batch_norm: norm, into: layer.to_owned() });
+            }
+            _ => set(&value),
+        }
         report.loaded.push(name);
     }
-    if report.loaded.is_empty() {
-        return Err(PretrainedError::NothingFits { path: path.to_owned() });
-    }
-    let known = |name: &str| {
-        network.variables.get(name).is_some_and(|parameter| parameter.part != Part::Head)
-    };
-    report.unused =
-        file.names().into_iter().filter(|name| !known(name)).map(ToString::to_string).collect();
-    report.unused.sort();
+    report.unused = file
+        .names()
+        .filter(|name| !used.contains(*name) && !name.ends_with(COUNTER))
+        .map(ToOwned::to_owned)
+        .collect();
     Ok(report)
 }
 
-fn single_precision(view: &TensorView<'_>) -> Option<Vec<f32>> {
-    let pairs = || view.data().chunks_exact(2).map(|b| [b[0], b[1]]);
-    match view.dtype() {
-        Dtype::F32 => {
-            let quads = view.data().chunks_exact(4);
-            Some(quads.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
-        }
-        Dtype::F16 => Some(pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect()),
-        Dtype::BF16 => Some(pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect()),
+/// Convolutions with bias and without a batch normalisation of their own.
+fn foldable(network: &Network) -> HashSet<&str> {
+    let convolutions = network.graph.nodes().iter().filter_map(|node| match &node.op {
+        Op::Conv(conv) if conv.bias => Some(conv.name.as_str()),
         _ => None,
+    });
+    convolutions.collect()
+}
+
+/// Name of the batch normalisation that follows a convolution in torchvision's networks:
+/// `bn2` after `conv2`, and in a sequence of layers that of the next number.
+fn batch_norm_after(conv: &str) -> Option<String> {
+    let (path, last) = conv.split_at(conv.rfind('.').map_or(0, |dot| dot + 1));
+    if let Some(number) = last.strip_prefix("conv") {
+        return Some(format!("{path}bn{number}"));
     }
+    let number: usize = last.parse().ok()?;
+    Some(format!("{path}{}", number + 1))
+}
+
+/// Whether the file has all variables of a batch normalisation of so many channels.
+fn complete(file: &WeightFile, norm: &str, channels: i64) -> bool {
+    BatchNorm::SUFFIXES
+        .iter()
+        .all(|suffix| file.shape(&format!("{norm}.{suffix}")).is_some_and(|s| s == [channels]))
 }

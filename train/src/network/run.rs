@@ -2,8 +2,11 @@
 
 use std::collections::HashMap;
 
-use tch::nn::{self, VarStore};
-use tch::{Kind, Tensor};
+use rand::{RngExt as _, SeedableRng as _};
+use rand_distr::StandardNormal;
+use rand_pcg::Pcg64;
+use tch::nn::VarStore;
+use tch::{Device, Kind, TchError, Tensor};
 
 use super::graph::{BATCH_NORM_EPSILON, Conv, Graph, Init, NORM_EPSILON, NodeId, Op, Part};
 use super::{NetworkError, Parameter};
@@ -17,34 +20,32 @@ pub(crate) struct Variables {
 
 impl Variables {
     /// Makes the variables of all layers with their starting values.
-    pub fn new(graph: &Graph, vs: &VarStore) -> Result<Self, NetworkError> {
+    pub fn new(graph: &Graph, vs: &VarStore, seed: u64) -> Result<Self, NetworkError> {
+        // Not libtorch's generator: all threads of a program share that one.
+        let mut rng = Pcg64::seed_from_u64(seed);
         let mut variables = Self { all: Vec::new(), index: HashMap::new() };
         for node in graph.nodes() {
             match &node.op {
                 Op::Conv(conv) => {
                     let name = format!("{}.weight", conv.name);
-                    variables.add(
-                        vs,
-                        name,
-                        conv.part,
-                        &conv.weight_shape(),
-                        weights(conv),
-                        true,
-                    )?;
+                    let weight = weights(conv, &mut rng, vs.device());
+                    variables.add(vs, name, conv.part, weight, true)?;
                     if conv.bias {
                         let name = format!("{}.bias", conv.name);
-                        variables.add(vs, name, conv.part, &[conv.outputs], ZERO, true)?;
+                        let bias = constant(conv.outputs, 0.0, vs.device());
+                        variables.add(vs, name, conv.part, bias, true)?;
                     }
                 }
                 Op::BatchNorm { name, part, .. } => {
-                    for (suffix, init, trainable) in [
-                        ("weight", ONE, true),
-                        ("bias", ZERO, true),
-                        ("running_mean", ZERO, false),
-                        ("running_var", ONE, false),
+                    for (suffix, value, trainable) in [
+                        ("weight", 1.0, true),
+                        ("bias", 0.0, true),
+                        ("running_mean", 0.0, false),
+                        ("running_var", 1.0, false),
                     ] {
                         let name = format!("{name}.{suffix}");
-                        variables.add(vs, name, *part, &[node.channels], init, trainable)?;
+                        let tensor = constant(node.channels, value, vs.device());
+                        variables.add(vs, name, *part, tensor, trainable)?;
                     }
                 }
                 _ => {}
@@ -58,8 +59,7 @@ impl Variables {
         vs: &VarStore,
         name: String,
         part: Part,
-        shape: &[i64],
-        init: nn::Init,
+        tensor: Result<Tensor, TchError>,
         trainable: bool,
     ) -> Result<(), NetworkError> {
         let mut path = vs.root();
@@ -72,8 +72,8 @@ impl Variables {
                 last = step;
             }
         }
-        let tensor = nn::f_init(init, shape, vs.device(), Kind::Float)
-            .map_err(|source| NetworkError::Variable { name: name.clone(), source })?;
+        let tensor =
+            tensor.map_err(|source| NetworkError::Variable { name: name.clone(), source })?;
         let tensor = path.add(last, tensor, trainable);
         self.index.insert(name.clone(), self.all.len());
         let bias = last == "bias";
@@ -107,6 +107,19 @@ impl Variables {
     /// Computes `output` from the images. A map is dropped after its last reader, and
     /// layers without a use for `output` are left out.
     pub fn run(&self, graph: &Graph, images: &Tensor, output: NodeId, train: bool) -> Tensor {
+        self.run_observed(graph, images, output, train, &mut |_, _| {})
+    }
+
+    /// [`Self::run`], showing every map to `observe` as soon as it is computed; its memory may
+    /// be overwritten later.
+    pub fn run_observed(
+        &self,
+        graph: &Graph,
+        images: &Tensor,
+        output: NodeId,
+        train: bool,
+        observe: &mut dyn FnMut(NodeId, &Tensor),
+    ) -> Tensor {
         let nodes = graph.nodes();
         let mut readers = vec![0_usize; nodes.len()];
         readers[output] = 1;
@@ -161,6 +174,9 @@ impl Variables {
                 (Op::MaxPool { end_padding: false }, [x]) => {
                     x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)
                 }
+                (Op::HalvingAveragePool, [x]) => {
+                    x.avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>)
+                }
                 (Op::GlobalAveragePool, [x]) => x.mean_dim([2_i64, 3].as_slice(), true, None),
                 (Op::AdaptiveAveragePool { bins }, [x]) => x.adaptive_avg_pool2d([*bins, *bins]),
                 (Op::ResizeLike, [x, like]) => {
@@ -173,6 +189,7 @@ impl Variables {
                 }
                 _ => images.shallow_clone(),
             };
+            observe(id, &value);
             values[id] = Some(value);
         }
         match values[output].take() {
@@ -181,16 +198,19 @@ impl Variables {
         }
     }
 
+    /// The weights are brought to the kind of the maps, so that images in `bfloat16` make a
+    /// pass in `bfloat16` whose gradients reach single-precision variables. (For an equal kind
+    /// this shares the tensor. Batch normalisation takes mixed kinds as it is.)
     fn conv(&self, conv: &Conv, x: &Tensor) -> Tensor {
-        let weight = self.tensor(&conv.name, "weight");
-        let bias = conv.bias.then(|| self.tensor(&conv.name, "bias"));
+        let weight = self.tensor(&conv.name, "weight").to_kind(x.kind());
+        let bias = conv.bias.then(|| self.tensor(&conv.name, "bias").to_kind(x.kind()));
         let (before, after) = (conv.pad_before, conv.pad_after);
         let (stride, dilation) = ([conv.stride; 2], [conv.dilation; 2]);
         if before == after {
-            return x.conv2d(weight, bias, stride, [before; 2], dilation, conv.groups);
+            return x.conv2d(&weight, bias, stride, [before; 2], dilation, conv.groups);
         }
         let padded = x.constant_pad_nd([before, after, before, after]);
-        padded.conv2d(weight, bias, stride, [0, 0], dilation, conv.groups)
+        padded.conv2d(&weight, bias, stride, [0, 0], dilation, conv.groups)
     }
 
     fn batch_norm(&self, name: &str, momentum: f64, x: &Tensor, train: bool) -> Tensor {
@@ -207,13 +227,20 @@ impl Variables {
     }
 }
 
-const ZERO: nn::Init = nn::Init::Const(0.0);
-const ONE: nn::Init = nn::Init::Const(1.0);
+fn constant(channels: i64, value: f64, device: Device) -> Result<Tensor, TchError> {
+    Tensor::f_full([channels], value, (Kind::Float, device))
+}
 
-fn weights(conv: &Conv) -> nn::Init {
-    match conv.init {
-        Init::Kaiming => nn::init::DEFAULT_KAIMING_NORMAL,
-        Init::Normal(stdev) => nn::Init::Randn { mean: 0.0, stdev },
-        Init::Zero => ZERO,
-    }
+/// First weights of a convolution.
+fn weights(conv: &Conv, rng: &mut Pcg64, device: Device) -> Result<Tensor, TchError> {
+    let shape = conv.weight_shape();
+    let deviation = match conv.init {
+        Init::Kaiming => (2.0 / shape[1..].iter().product::<i64>() as f64).sqrt(),
+        Init::Normal(deviation) => deviation,
+        Init::Zero => return Tensor::f_zeros(shape, (Kind::Float, device)),
+    };
+    let count = shape.iter().product::<i64>();
+    let values: Vec<f32> =
+        (0..count).map(|_| (deviation * rng.sample::<f64, _>(StandardNormal)) as f32).collect();
+    Tensor::f_from_slice(&values)?.f_view(shape)?.f_to_device(device)
 }

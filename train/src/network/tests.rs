@@ -6,20 +6,29 @@ use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::pretrained::{PretrainedError, load_backbone};
+use super::weights::WeightError;
 use super::*;
 
-const ALL: [Preset; 5] = [
+mod pretrained;
+
+const ALL: [Preset; 7] = [
     Preset::EdgeMobilenetV2,
     Preset::EdgeMobilenetV2Deep,
+    Preset::EdgeMobilenetV2Torchvision,
     Preset::EdgeResnet18,
+    Preset::EdgeResnet34,
     Preset::PaperResnet50,
     Preset::PaperResnet50Caffe,
 ];
 
 fn network(preset: Preset) -> Network {
-    tch::manual_seed(3);
+    with_stride(preset, OutputStride::Eight)
+}
+
+fn with_stride(preset: Preset, output_stride: OutputStride) -> Network {
     let vs = VarStore::new(Device::Cpu);
-    Network::new(&vs, &NetworkConfig { preset, ..NetworkConfig::default() }).unwrap()
+    let config = NetworkConfig { preset, output_stride, ..NetworkConfig::default() };
+    Network::new(&vs, &config, 3).unwrap()
 }
 
 fn image(n: i64, h: i64, w: i64) -> Tensor {
@@ -42,11 +51,33 @@ fn every_preset_gives_one_embedding_per_8_by_8_pixels() {
 }
 
 #[test]
+fn every_preset_has_a_variant_with_half_the_grid() {
+    for preset in ALL {
+        let network = with_stride(preset, OutputStride::Sixteen);
+        assert_eq!(network.stride(), 16);
+        let out = no_grad(|| network.forward(&image(2, 48, 80), false));
+        assert_eq!(out.size(), [2, 32, 3, 5], "{preset:?}");
+        assert!(out.isfinite().all().int64_value(&[]) == 1, "{preset:?}");
+    }
+}
+
+#[test]
 fn an_odd_number_of_cells_is_no_obstacle() {
     for preset in [Preset::EdgeMobilenetV2, Preset::EdgeMobilenetV2Deep, Preset::EdgeResnet18] {
         let out = no_grad(|| network(preset).forward(&image(1, 40, 56), false));
         assert_eq!(out.size(), [1, 32, 5, 7], "{preset:?}");
     }
+}
+
+#[test]
+fn the_output_stride_is_a_number_in_the_recipe() {
+    let read = |text: &str| toml::from_str::<NetworkConfig>(text);
+    assert_eq!(read("output_stride = 16").unwrap().output_stride, OutputStride::Sixteen);
+    assert_eq!(read("").unwrap().output_stride, OutputStride::Eight);
+    let error = read("output_stride = 4").unwrap_err().to_string();
+    assert!(error.contains("must be 8 or 16"), "{error}");
+    let text = toml::to_string(&NetworkConfig::default()).unwrap();
+    assert!(text.contains("output_stride = 8"), "{text}");
 }
 
 #[test]
@@ -114,7 +145,7 @@ fn parameters_are_the_variables_of_the_store_by_the_same_names() {
     for preset in ALL {
         let vs = VarStore::new(Device::Cpu);
         let network =
-            Network::new(&vs, &NetworkConfig { preset, ..NetworkConfig::default() }).unwrap();
+            Network::new(&vs, &NetworkConfig { preset, ..NetworkConfig::default() }, 3).unwrap();
         let own: HashSet<String> = network.parameters().into_iter().map(|p| p.name).collect();
         let stored: HashSet<String> = vs.variables().into_keys().collect();
         assert_eq!(own, stored, "{preset:?}");
@@ -138,7 +169,7 @@ fn dilation_keeps_the_cells_of_the_strided_network() {
     for caffe in [false, true] {
         let mut g = Graph::default();
         let input = g.input();
-        let deep = backbones::resnet50(&mut g, input, caffe, 0.1);
+        let deep = backbones::resnet50(&mut g, input, OutputStride::Eight, caffe, 0.1);
         // The same layers with the strides put back, dilation as in the original.
         let mut strided = g.clone();
         strided.for_each_conv(|conv| {
@@ -152,7 +183,7 @@ fn dilation_keeps_the_cells_of_the_strided_network() {
             *conv = conv.clone().dilation(1).stride(stride);
         });
         let vs = VarStore::new(Device::Cpu);
-        let variables = Variables::new(&g, &vs).unwrap();
+        let variables = Variables::new(&g, &vs, 3).unwrap();
         let x = image(1, 64, 96);
         no_grad(|| {
             let dilated = variables.run(&g, &x, deep, false);
@@ -172,7 +203,7 @@ fn strides_of_mobilenet_read_as_tensorflows_same_padding() {
     let input = g.input();
     let node = g.conv(input, conv);
     let vs = VarStore::new(Device::Cpu);
-    let variables = Variables::new(&g, &vs).unwrap();
+    let variables = Variables::new(&g, &vs, 3).unwrap();
     no_grad(|| {
         let mut weight = variables.tensor("c", "weight").detach();
         let _ = weight.zero_();
@@ -190,7 +221,7 @@ fn settings_out_of_range_are_refused() {
         NetworkConfig { dim: 0, ..NetworkConfig::default() },
         NetworkConfig { head_channels: 1 << 40, ..NetworkConfig::default() },
     ] {
-        assert!(matches!(Network::new(&vs, &config), Err(NetworkError::Setting { .. })));
+        assert!(matches!(Network::new(&vs, &config, 0), Err(NetworkError::Setting { .. })));
     }
 }
 
@@ -203,7 +234,9 @@ fn presets_have_the_names_of_the_recipes() {
         [
             "edge-mobilenet-v2",
             "edge-mobilenet-v2-deep",
+            "edge-mobilenet-v2-torchvision",
             "edge-resnet18",
+            "edge-resnet34",
             "paper-resnet50",
             "paper-resnet50-caffe"
         ]
@@ -240,9 +273,13 @@ fn a_file_that_is_no_backbone_is_refused() {
     let network = network(Preset::EdgeMobilenetV2);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("weights.safetensors");
-    assert!(matches!(load_backbone(&network, &path), Err(PretrainedError::Read { .. })));
+    let file_error = |path| match load_backbone(&network, path) {
+        Err(PretrainedError::File(error)) => error,
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(file_error(&path), WeightError::Read { .. }));
     std::fs::write(&path, b"not a tensor file").unwrap();
-    assert!(matches!(load_backbone(&network, &path), Err(PretrainedError::Format { .. })));
+    assert!(matches!(file_error(&path), WeightError::Format { .. }));
     Tensor::write_safetensors(&[("other", Tensor::zeros([2], (Kind::Float, Device::Cpu)))], &path)
         .unwrap();
     assert!(matches!(load_backbone(&network, &path), Err(PretrainedError::NothingFits { .. })));

@@ -1,0 +1,5 @@
+//! One file for each subcommand.
+
+pub mod export;
+pub mod image_args;
+pub mod segments;
