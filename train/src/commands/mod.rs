@@ -3,3 +3,4 @@
 pub mod export;
 pub mod image_args;
 pub mod segments;
+pub mod train;

@@ -1,5 +1,6 @@
 //! Writes trained networks for the runtime.
 
+pub mod bundle;
 pub mod check;
 mod matrices;
 pub mod onnx;

@@ -192,11 +192,7 @@ impl Network {
     ///
     /// # Errors
     /// [`NetworkError`] for a setting out of range or when memory runs out.
-    pub fn new(
-        vs: &VarStore,
-        config: &NetworkConfig,
-        seed: u64,
-    ) -> Result<Self, NetworkError> {
+    pub fn new(vs: &VarStore, config: &NetworkConfig, seed: u64) -> Result<Self, NetworkError> {
         for (key, value) in [("dim", config.dim), ("head_channels", config.head_channels)] {
             if !(1..=MAX_CHANNELS).contains(&value) {
                 return Err(NetworkError::Setting { key, value });
