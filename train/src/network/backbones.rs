@@ -1,6 +1,6 @@
 //! The backbones, with the names of torchvision's state dictionaries.
 //!
-//! All are brought to output stride 8 or 16: where the original halves the grid once more, the
+//! All are brought to output stride 4, 8 or 16: where the original halves the grid once more, the
 //! stride becomes 1 and what follows reads every second (fourth) cell. A convolution that
 //! itself carried the stride keeps the dilation of the grid that it reads, so that the cells
 //! of the original grid come out as the original network computes them.
@@ -49,6 +49,12 @@ pub(super) fn mobilenet_v2<const TAPS: usize>(
     x = g.same(Op::Relu6, &[x]);
     let mut index = 0;
     let mut dilation = 1;
+    // The first block whose stride gives way to dilation.
+    let dense_from = match stride {
+        OutputStride::Four => 4,
+        OutputStride::Eight => 7,
+        OutputStride::Sixteen => usize::MAX,
+    };
     for (row, &(expansion, channels, blocks, row_stride)) in ROWS.iter().enumerate() {
         let part = Part::Stage(row as u8 + 1);
         for block in 0..blocks {
@@ -73,16 +79,16 @@ pub(super) fn mobilenet_v2<const TAPS: usize>(
             x = g.conv(
                 x,
                 match (index, block_stride) {
-                    // From stride 8 to 16.
-                    (7, _) if stride == OutputStride::Eight => conv,
+                    // From stride 4 to 8 and from 8 to 16.
+                    (4 | 7, _) if block_stride == 2 && index >= dense_from => conv,
                     // From the output stride on, symmetric because the grid may be odd.
                     (14, _) => conv.stride(2),
                     (_, 2) => halved(conv),
                     _ => conv,
                 },
             );
-            if index == 7 && stride == OutputStride::Eight {
-                dilation = 2;
+            if matches!(index, 4 | 7) && index >= dense_from {
+                dilation *= 2;
             }
             x = g.same(Op::Relu6, &[x]);
             x = g.conv(x, Conv::new(format!("{name}.{projection}"), part, hidden, channels, 1));
@@ -110,14 +116,18 @@ pub(super) fn basic_resnet(
     x = g.relu(x);
     x = g.same(Op::MaxPool { end_padding: false }, &[x]);
     let mut layer2 = x;
-    let (stride3, dilation3) = match stride {
-        OutputStride::Eight => (1, 2),
-        OutputStride::Sixteen => (2, 1),
+    let ((stride2, dilation2), (stride3, dilation3)) = match stride {
+        OutputStride::Four => ((1, 2), (1, 4)),
+        OutputStride::Eight => ((2, 1), (1, 2)),
+        OutputStride::Sixteen => ((2, 1), (2, 1)),
     };
+    let mut previous = 1;
     let [blocks1, blocks2, blocks3] = blocks;
-    for (layer, channels, blocks, stride, dilation) in
-        [(1, 64, blocks1, 1, 1), (2, 128, blocks2, 2, 1), (3, 256, blocks3, stride3, dilation3)]
-    {
+    for (layer, channels, blocks, stride, dilation) in [
+        (1, 64, blocks1, 1, 1),
+        (2, 128, blocks2, stride2, dilation2),
+        (3, 256, blocks3, stride3, dilation3),
+    ] {
         let part = Part::Stage(layer);
         for block in 0..blocks {
             let input = x;
@@ -125,7 +135,7 @@ pub(super) fn basic_resnet(
             let first = block == 0;
             let name = format!("layer{layer}.{block}");
             let conv1 = Conv::new(format!("{name}.conv1"), part, inputs, channels, 3)
-                .dilation(if first { 1 } else { dilation })
+                .dilation(if first { previous } else { dilation })
                 .stride(if first { stride } else { 1 });
             x = g.conv(x, conv1);
             x = g.relu(x);
@@ -143,12 +153,14 @@ pub(super) fn basic_resnet(
         if layer == 2 {
             layer2 = x;
         }
+        previous = dilation;
     }
     [layer2, x]
 }
 
 /// ResNet-50 (He et al., 2016) with batch normalisation, strides 1, 2, 1, 1 and dilations
-/// 1, 1, 2, 4 (output stride 16: strides 1, 2, 2, 1 and dilations 1, 1, 1, 2). Returns the output of `layer4`, 2048 channels.
+/// 1, 1, 2, 4 (output stride 16: strides 1, 2, 2, 1 and dilations 1, 1, 1, 2; output stride 4:
+/// strides 1 and dilations 1, 2, 4, 8). Returns the output of `layer4`, 2048 channels.
 ///
 /// `caffe` places strides and the window of the max pool as the original Caffe model does,
 /// for weights that come from there; else as torchvision. `momentum` is that of the batch
@@ -170,13 +182,14 @@ pub(super) fn resnet50(
     x = g.relu(x);
     x = g.same(Op::MaxPool { end_padding: caffe }, &[x]);
     let mut previous = 1;
-    let (stride3, dilation3, dilation4) = match stride {
-        OutputStride::Eight => (1, 2, 4),
-        OutputStride::Sixteen => (2, 1, 2),
+    let (stride2, dilation2, stride3, dilation3, dilation4) = match stride {
+        OutputStride::Four => (1, 2, 1, 4, 8),
+        OutputStride::Eight => (2, 1, 1, 2, 4),
+        OutputStride::Sixteen => (2, 1, 2, 1, 2),
     };
     for (layer, width, blocks, stride, dilation) in [
         (1, 64, 3, 1, 1),
-        (2, 128, 4, 2, 1),
+        (2, 128, 4, stride2, dilation2),
         (3, 256, 6, stride3, dilation3),
         (4, 512, 3, 1, dilation4),
     ] {

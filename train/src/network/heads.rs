@@ -20,6 +20,17 @@ pub(super) struct EdgeHead {
     pub output: NodeId,
 }
 
+/// Sizes of the edge head.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct EdgeHeadSettings {
+    /// Channels of the correction's hidden layer.
+    pub width: i64,
+    /// Dimensions of the embedding.
+    pub dim: i64,
+    /// Spread of the correction's 3x3 cells, so that they see the same pixels at any stride.
+    pub dilation: i64,
+}
+
 /// A linear projection of the `taps`, each scaled to unit length, plus a correction that sees 3x3 cells and
 /// the image as a whole.
 ///
@@ -29,8 +40,7 @@ pub(super) fn edge(
     g: &mut Graph,
     taps: &[NodeId],
     deepest: NodeId,
-    width: i64,
-    dim: i64,
+    EdgeHeadSettings { width, dim, dilation }: EdgeHeadSettings,
 ) -> EdgeHead {
     let normalized: Vec<NodeId> = taps.iter().map(|&t| g.same(Op::L2Normalize, &[t])).collect();
     let features = g.concat(&normalized);
@@ -43,6 +53,7 @@ pub(super) fn edge(
     let projected = g.conv(features, linear);
 
     let local = Conv::new("head.local", Part::Head, channels, width, 3)
+        .dilation(dilation)
         .init(Init::Normal((2.0 / (9.0 * energy)).sqrt()));
     let local = g.conv(features, local);
     let pooled = g.same(Op::GlobalAveragePool, &[deepest]);

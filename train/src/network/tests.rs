@@ -51,13 +51,15 @@ fn every_preset_gives_one_embedding_per_8_by_8_pixels() {
 }
 
 #[test]
-fn every_preset_has_a_variant_with_half_the_grid() {
+fn every_preset_has_variants_with_half_and_with_twice_the_grid() {
     for preset in ALL {
-        let network = with_stride(preset, OutputStride::Sixteen);
-        assert_eq!(network.stride(), 16);
-        let out = no_grad(|| network.forward(&image(2, 48, 80), false));
-        assert_eq!(out.size(), [2, 32, 3, 5], "{preset:?}");
-        assert!(out.isfinite().all().int64_value(&[]) == 1, "{preset:?}");
+        for (stride, pixels) in [(OutputStride::Sixteen, 16), (OutputStride::Four, 4)] {
+            let network = with_stride(preset, stride);
+            assert_eq!(network.stride(), pixels as usize);
+            let out = no_grad(|| network.forward(&image(2, 48, 80), false));
+            assert_eq!(out.size(), [2, 32, 48 / pixels, 80 / pixels], "{preset:?}");
+            assert!(out.isfinite().all().int64_value(&[]) == 1, "{preset:?}");
+        }
     }
 }
 
@@ -74,8 +76,8 @@ fn the_output_stride_is_a_number_in_the_recipe() {
     let read = |text: &str| toml::from_str::<NetworkConfig>(text);
     assert_eq!(read("output_stride = 16").unwrap().output_stride, OutputStride::Sixteen);
     assert_eq!(read("").unwrap().output_stride, OutputStride::Eight);
-    let error = read("output_stride = 4").unwrap_err().to_string();
-    assert!(error.contains("must be 8 or 16"), "{error}");
+    let error = read("output_stride = 6").unwrap_err().to_string();
+    assert!(error.contains("must be 4, 8 or 16"), "{error}");
     let text = toml::to_string(&NetworkConfig::default()).unwrap();
     assert!(text.contains("output_stride = 8"), "{text}");
 }
