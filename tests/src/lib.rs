@@ -90,7 +90,9 @@ impl Answer {
         let sentences: Vec<&str> = self
             .stderr
             .lines()
-            .filter(|line| line.starts_with("demo: ") || line.starts_with("conceptseg: "))
+            .filter(|line| {
+                ["demo: ", "conceptseg: ", "conceptseg-train: "].iter().any(|p| line.starts_with(p))
+            })
             .collect();
         assert_eq!(sentences.len(), 1, "{self:?}");
         for word in words {
@@ -115,6 +117,21 @@ pub fn run(command: &mut Command) -> Answer {
 /// Runs the `conceptseg` command.
 pub fn conceptseg<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Answer {
     run(Command::new(&built().conceptseg).args(arguments))
+}
+
+/// Runs the `conceptseg-train` command, which is built once per test program, on one core.
+pub fn trainer<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Answer {
+    static TRAINER: OnceLock<PathBuf> = OnceLock::new();
+    let program = TRAINER.get_or_init(|| {
+        let built = built();
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.current_dir(root()).args(["build", "--quiet", "--profile", built.profile]);
+        cargo.args(["-p", "conceptseg-train", "--target-dir"]).arg(&built.target);
+        let answer = run(&mut cargo);
+        assert_eq!(answer.code, 0, "the build failed: {}", answer.stderr);
+        built.conceptseg.with_file_name("conceptseg-train")
+    });
+    run(Command::new(program).args(arguments).env("OMP_NUM_THREADS", "1"))
 }
 
 /// Runs `gst-launch-1.0` on a pipeline written as on a command line; paths in it may not

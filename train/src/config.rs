@@ -126,6 +126,8 @@ pub enum HeadStart {
     Random,
     /// Whitened principal components of the backbone's features on the training images.
     Whitening,
+    /// The whole head of the file of weights, as from the network of a bundle or a checkpoint.
+    Weights,
 }
 
 /// Numbers in which the network computes its maps. Weights, their gradients and momentum, the

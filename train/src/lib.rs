@@ -16,6 +16,7 @@ pub mod losses;
 pub mod network;
 pub mod optimizer;
 pub mod progress;
+pub mod report;
 pub mod state;
 pub mod tensorboard;
 pub mod trainer;

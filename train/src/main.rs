@@ -23,6 +23,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Learn from own footage: settings, training and bundle in one command.
+    Learn(commands::learn::Args),
     /// Train and write a model bundle.
     Train(commands::train::Args),
     /// Make the pseudo segments of images ahead of training, and pictures of them.
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         .with_target(false)
         .init();
     let result = match Cli::parse().command {
+        Command::Learn(args) => commands::learn::run(&args),
         Command::Train(args) => commands::train::run(&args),
         Command::Segments(args) => commands::segments::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Export(args) => commands::export::run(&args).map(|()| ExitCode::SUCCESS),

@@ -9,7 +9,7 @@ use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::tensorboard::ScalarLog;
 
 /// Steps whose figures are averaged for one line of the log.
-const LOG_EVERY: u64 = 10;
+pub const LOG_EVERY: u64 = 10;
 
 /// Name of a figure and its value in one step.
 pub type Figure = (&'static str, f64);

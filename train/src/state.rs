@@ -13,7 +13,7 @@ use crate::losses::dictionary::Dictionary;
 use crate::losses::memory::MemoryBank;
 use crate::losses::segments::{self, Segments};
 use crate::losses::{LossConfig, LossError};
-use crate::network::pretrained::load_backbone;
+use crate::network::pretrained::{load_backbone, load_network};
 use crate::network::{Network, Part};
 use crate::optimizer::Sgd;
 use crate::progress::start_bar;
@@ -71,7 +71,11 @@ impl TrainState {
     ) -> Result<Self, TrainError> {
         let network = Network::new(&VarStore::new(device), &config.network, config.seed)?;
         if let Some(path) = backbone {
-            tracing::info!("backbone: {}", load_backbone(&network, path)?);
+            let loaded = match config.head_start {
+                HeadStart::Weights => load_network(&network, path)?,
+                HeadStart::Random | HeadStart::Whitening => load_backbone(&network, path)?,
+            };
+            tracing::info!("weights: {loaded}");
         }
         let mut loader = Loader::new(dataset, &loader_config(config, START_BATCHES))?;
         if config.head_start == HeadStart::Whitening {

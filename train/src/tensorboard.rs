@@ -3,6 +3,7 @@
 //! The format is small: records of a length, its checksum, a protobuf `Event`, its
 //! checksum. It is written here because the crates for it are no longer maintained.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
@@ -93,6 +94,66 @@ impl ScalarLog {
     }
 }
 
+/// Values of one figure by step.
+pub type Curve = BTreeMap<u64, f64>;
+
+/// The figures of the last run that was logged in `dir`, by tag. A run that was continued has
+/// several files, of which a later one wins; a file that begins within the first
+/// `first_steps` steps begins a run. A file that ends in the middle of a record is read up to
+/// there.
+///
+/// # Errors
+/// Whatever the file system answers.
+pub fn read_curves(dir: &Path, first_steps: u64) -> io::Result<BTreeMap<String, Curve>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("events.out.tfevents.") && name.ends_with(".conceptseg") {
+            files.push(path);
+        }
+    }
+    // Their names hold the time at which they were made, in as many digits.
+    files.sort();
+    let mut curves: BTreeMap<String, Curve> = BTreeMap::new();
+    for path in files {
+        let mut begun = false;
+        for event in events(&fs::read(&path)?) {
+            let Some(summary) = event.summary else { continue };
+            let step = u64::try_from(event.step).unwrap_or_default();
+            if !begun && step <= first_steps {
+                curves.clear();
+            }
+            begun = true;
+            for value in summary.value {
+                curves.entry(value.tag).or_default().insert(step, value.simple_value.into());
+            }
+        }
+    }
+    Ok(curves)
+}
+
+/// The events of a file up to the first record that is not whole.
+fn events(mut rest: &[u8]) -> Vec<Event> {
+    let mut events = Vec::new();
+    while let Some((length, after)) = rest.split_first_chunk::<8>() {
+        let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
+        // Each part has its checksum of four bytes behind it.
+        let end = length.saturating_add(4);
+        let Some(data) = after.get(4..end) else { break };
+        let Some((sum, next)) = after.get(end..).and_then(|r| r.split_first_chunk::<4>()) else {
+            break;
+        };
+        if u32::from_le_bytes(*sum) != masked_crc(data) {
+            break;
+        }
+        let Ok(event) = Event::decode(data) else { break };
+        events.push(event);
+        rest = next;
+    }
+    events
+}
+
 /// CRC-32C, rotated and offset as TFRecord files store it.
 fn masked_crc(data: &[u8]) -> u32 {
     crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
@@ -142,5 +203,28 @@ mod tests {
         assert_eq!(events[1].step, 7);
         let values = &events[1].summary.as_ref().unwrap().value;
         assert_eq!((values[0].tag.as_str(), values[0].simple_value), ("loss/total", 1.5));
+    }
+
+    #[test]
+    fn curves_are_those_of_the_last_run_with_its_continuations() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = |steps: &[u64], value| {
+            // Names have milliseconds.
+            std::thread::sleep(std::time::Duration::from_millis(3));
+            let mut log = ScalarLog::create(dir.path()).unwrap();
+            for &step in steps {
+                log.add(step, &[("loss/total", value)]).unwrap();
+            }
+        };
+        log(&[10, 20, 90], 1.0);
+        log(&[10, 20, 30], 2.0);
+        log(&[26, 36], 3.0);
+        let newest = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).max().unwrap();
+        let mut bytes = fs::read(&newest).unwrap();
+        bytes.extend([9, 0, 0]);
+        fs::write(&newest, bytes).unwrap();
+        let curves = read_curves(dir.path(), 10).unwrap();
+        let found: Vec<(u64, f64)> = curves["loss/total"].clone().into_iter().collect();
+        assert_eq!(found, [(10, 2.0), (20, 2.0), (26, 3.0), (30, 2.0), (36, 3.0)]);
     }
 }

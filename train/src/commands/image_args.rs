@@ -16,6 +16,13 @@ pub struct ImageArgs {
     /// video (a folder of videos) and folder.
     #[arg(long, required = true, num_args = 1.., value_name = "SOURCE")]
     images: Vec<ImageSource>,
+    #[command(flatten)]
+    selection: Selection,
+}
+
+/// Which of the images, and how videos give them.
+#[derive(Debug, clap::Args)]
+pub struct Selection {
     /// Text file with the names of the images to take, one per line; all others are left out.
     #[arg(long, value_name = "FILE")]
     list: Vec<PathBuf>,
@@ -39,6 +46,16 @@ impl ImageArgs {
     /// # Errors
     /// As [`ImageQuery::find`].
     pub fn find(&self) -> Result<Vec<ImageFile>, DataError> {
+        self.selection.find(&self.images)
+    }
+}
+
+impl Selection {
+    /// The images of these sources.
+    ///
+    /// # Errors
+    /// As [`ImageQuery::find`].
+    pub fn find(&self, sources: &[ImageSource]) -> Result<Vec<ImageFile>, DataError> {
         let default = VideoSampling::default();
         let video = VideoSampling {
             frames_per_second: self.fps,
@@ -46,7 +63,7 @@ impl ImageArgs {
             program: default.program,
         };
         ImageQuery {
-            sources: self.images.clone(),
+            sources: sources.to_vec(),
             lists: self.list.clone(),
             excluded: self.exclude.clone(),
             excluded_lists: self.exclude_list.clone(),

@@ -1,6 +1,8 @@
 //! One file for each subcommand.
 
 pub mod export;
+mod flow;
 pub mod image_args;
+pub mod learn;
 pub mod segments;
 pub mod train;

@@ -2,19 +2,13 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use anyhow::{Context as _, Result, bail};
-use clap::ValueEnum;
+use anyhow::{Context as _, Result};
 use conceptseg_train::config::TrainConfig;
-use conceptseg_train::data::{Dataset, DatasetConfig};
-use conceptseg_train::export::bundle::write_bundle;
 use conceptseg_train::interrupt::{self, INTERRUPTED};
-use conceptseg_train::trainer::{self, Outcome, RunOptions};
 
+use super::flow::{self, DeviceChoice, Flow};
 use super::image_args::ImageArgs;
-use crate::progress_bar;
 
 /// Options of `train`.
 #[derive(Debug, clap::Args)]
@@ -47,16 +41,6 @@ pub struct Args {
     device: DeviceChoice,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum DeviceChoice {
-    /// The first CUDA device where libtorch finds one, else the CPU.
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// The first CUDA device.
-    Cuda,
-}
-
 /// Runs it.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let mut config = TrainConfig::read(&args.config)?;
@@ -67,79 +51,27 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         config.seed = seed;
     }
     config.check()?;
-    let device = device(args.device)?;
-    // A run of hours must not end at a folder that cannot be written.
-    std::fs::create_dir_all(&args.out)
-        .and_then(|()| tempfile::tempfile_in(&args.out).map(drop))
-        .with_context(|| format!("cannot write to {}; choose another --out", args.out.display()))?;
-
-    let images: Vec<PathBuf> = args.images.find()?.into_iter().map(|file| file.path).collect();
-    let bar = progress_bar(images.len() as u64, "images read and segmented");
-    let settings = DatasetConfig {
-        short_side: config.data.short_side,
-        segments: config.segments.clone(),
-        memory_limit_mb: config.data.memory_limit_mb,
-    };
-    let dataset = Dataset::load(images.clone(), settings, &|_, _| bar.inc(1)).map(Arc::new)?;
-    bar.finish_and_clear();
-    tracing::info!("{} images, training on {device:?}", images.len());
+    let device = args.device.device()?;
+    flow::make_folder(&args.out)?;
+    let images = flow::paths(args.images.find()?);
+    let dataset = flow::load(&config, &images)?;
     if args.backbone.is_none() && !args.resume {
         tracing::warn!("no --backbone given: training starts from random weights");
     }
-    let log_dir = args.log_dir.clone().unwrap_or_else(|| {
-        let mut name = args.out.clone().into_os_string();
-        name.push("-log");
-        name.into()
-    });
-    let stop = interrupt::stop_flag().context("cannot listen for Ctrl-C")?;
-    let options = RunOptions {
-        backbone: args.backbone.as_deref(),
-        log_dir: &log_dir,
+    let run = Flow {
+        config: &config,
+        images: &images,
+        dataset: &dataset,
+        weights: args.backbone.as_deref(),
+        out: &args.out,
+        log_dir: &flow::log_dir(&args.out, args.log_dir.as_deref()),
         device,
         resume: args.resume,
-        stop: &stop,
     };
-    let trained = match trainer::train(&config, &dataset, &options)? {
-        Outcome::Finished(trained) => trained,
-        Outcome::Interrupted { step, checkpoint } => {
-            eprintln!(
-                "stopped after step {step} of {}; {} holds the run: repeat the command with \
-                 --resume to continue",
-                config.optimizer.iterations,
-                checkpoint.display()
-            );
-            return Ok(ExitCode::from(INTERRUPTED));
-        }
-    };
-    // From here on there is no step to finish: the next Ctrl-C ends the program at once.
-    stop.store(true, Ordering::SeqCst);
-    tracing::info!(
-        "{} steps in {:.0} s, loss {:.3} -> {:.3}",
-        config.optimizer.iterations,
-        trained.seconds,
-        trained.loss_start_end.0,
-        trained.loss_start_end.1
-    );
-    if trained.void_batches > 0 {
-        tracing::warn!("{} batches without a segment were passed over", trained.void_batches);
+    let stop = interrupt::stop_flag().context("cannot listen for Ctrl-C")?;
+    if !run.run(&stop)? {
+        return Ok(ExitCode::from(INTERRUPTED));
     }
-    let statistics =
-        |count| progress_bar(count as u64, "images for the statistics of the concepts");
-    write_bundle(&args.out, &config, &trained, &images, &statistics)?;
     println!("{}", args.out.display());
     Ok(ExitCode::SUCCESS)
-}
-
-fn device(choice: DeviceChoice) -> Result<tch::Device> {
-    let found = tch::Cuda::is_available();
-    match choice {
-        DeviceChoice::Cuda if !found => {
-            bail!(
-                "libtorch finds no CUDA device; use --device cpu, or install a CUDA build of torch"
-            )
-        }
-        DeviceChoice::Cuda => Ok(tch::Device::Cuda(0)),
-        DeviceChoice::Auto if found => Ok(tch::Device::Cuda(0)),
-        DeviceChoice::Auto | DeviceChoice::Cpu => Ok(tch::Device::Cpu),
-    }
 }

@@ -4,5 +4,5 @@ pub mod bundle;
 pub mod check;
 mod matrices;
 pub mod onnx;
-mod onnx_proto;
+pub(crate) mod onnx_proto;
 pub mod quantize;

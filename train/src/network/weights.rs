@@ -7,11 +7,14 @@ use std::io::{self, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
+use prost::Message as _;
 use safetensors::{Dtype, SafeTensors};
 use thiserror::Error;
 use zip::ZipArchive;
 
 use super::pickle::{self, MAX_PICKLE, TensorRecord};
+use crate::export::onnx_proto::ModelProto;
+use crate::export::onnx_proto::tensor_proto::DataType;
 
 /// Largest file that is read, in bytes: ten times a ResNet-50 in single precision.
 const MAX_FILE: u64 = 1 << 30;
@@ -123,13 +126,19 @@ pub(super) struct WeightFile {
 }
 
 impl WeightFile {
-    /// Reads a file of either format, told apart by its first bytes.
+    /// Reads a file of any of the formats: ONNX by its extension, the others told apart by
+    /// their first bytes.
     pub fn open(path: &Path) -> Result<Self, WeightError> {
         let read = |source| WeightError::Read { path: path.to_owned(), source };
         let mut file = File::open(path).map_err(read)?;
         let bytes = file.metadata().map_err(read)?.len();
         if bytes > MAX_FILE {
             return Err(WeightError::TooLarge { path: path.to_owned(), bytes });
+        }
+        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx")) {
+            let mut data = Vec::with_capacity(bytes as usize);
+            file.take(MAX_FILE).read_to_end(&mut data).map_err(read)?;
+            return Self::read_onnx(path, &data);
         }
         let mut start = Vec::with_capacity(4);
         (&mut file).take(4).read_to_end(&mut start).map_err(read)?;
@@ -168,6 +177,46 @@ impl WeightFile {
             tensors.insert(name.to_owned(), stored);
         }
         Ok(Self { path: path.to_owned(), storages: vec![data], tensors })
+    }
+
+    /// The initializers of a graph; those of our own exporter have the names of the variables.
+    fn read_onnx(path: &Path, data: &[u8]) -> Result<Self, WeightError> {
+        let format = |reason: String| WeightError::Format { path: path.to_owned(), reason };
+        let model = ModelProto::decode(data).map_err(|e| format(e.to_string()))?;
+        let graph = model.graph.ok_or_else(|| format("it has no graph".to_owned()))?;
+        let mut this =
+            Self { path: path.to_owned(), storages: Vec::new(), tensors: BTreeMap::new() };
+        for tensor in graph.initializer {
+            let kind = match DataType::try_from(tensor.data_type.unwrap_or_default()) {
+                Ok(DataType::Float) => NumberType::F32,
+                Ok(DataType::Float16) => NumberType::F16,
+                Ok(other) => NumberType::Other(other.as_str_name().to_owned()),
+                Err(_) => NumberType::Other("unknown".to_owned()),
+            };
+            let name = tensor.name.unwrap_or_default();
+            let bad = |reason: &str| format(format!("tensor `{name}` {reason}"));
+            let sides = tensor.dims.iter().map(|&side| u64::try_from(side));
+            let shape: Vec<u64> =
+                sides.collect::<Result<_, _>>().map_err(|_| bad("has a negative side"))?;
+            let mut strides = vec![1_u64; shape.len()];
+            for axis in (1..shape.len()).rev() {
+                strides[axis - 1] = strides[axis].saturating_mul(shape[axis]);
+            }
+            let bytes = tensor.raw_data.unwrap_or_default();
+            let record = TensorRecord {
+                storage: String::new(),
+                length: 0,
+                offset: 0,
+                kind: kind.clone(),
+                shape: shape.clone(),
+                strides: strides.clone(),
+            };
+            check(&record, bytes.len() as u64).map_err(|reason| bad(&reason))?;
+            let stored = Stored { kind, shape, strides, storage: this.storages.len(), start: 0 };
+            this.storages.push(bytes);
+            this.tensors.insert(name, stored);
+        }
+        Ok(this)
     }
 
     /// An archive with the pickle `NAME/data.pkl` and one member `NAME/data/KEY` per storage.
