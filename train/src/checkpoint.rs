@@ -5,6 +5,7 @@
 //! | name | what |
 //! |---|---|
 //! | `network.<variable>` | every variable, the running statistics of batch norms included |
+//! | `teacher.<variable>` | the same of the mean teacher, if there is one |
 //! | `momentum.<variable>`, `momentum.dictionary` | the optimiser's momentum |
 //! | `dictionary.codebook`, `dictionary.usage` | the concepts and the average use of each |
 //! | `memory.<i>.z`, `memory.<i>.image` | the memory's batches, oldest first |
@@ -35,6 +36,7 @@ use crate::losses::dictionary::Dictionary;
 use crate::losses::memory::{MemoryBank, MemoryEntry};
 use crate::network::{Network, NetworkError};
 use crate::state::TrainState;
+use crate::teacher::Teacher;
 
 /// Name of the file in a run's log folder.
 pub const FILE_NAME: &str = "checkpoint.safetensors";
@@ -198,6 +200,9 @@ pub fn save(
     for parameter in state.network.parameters() {
         add(format!("network.{}", parameter.name), &parameter.tensor);
     }
+    for parameter in state.teacher.iter().flat_map(|teacher| teacher.network.parameters()) {
+        add(format!("teacher.{}", parameter.name), &parameter.tensor);
+    }
     for (name, momentum) in state.sgd.momenta() {
         add(format!("momentum.{name}"), momentum);
     }
@@ -291,7 +296,9 @@ impl<'a> Reader<'a> {
     fn check(&self, config: &TrainConfig, images: &ImageList) -> Result<(), CheckpointError> {
         let path = self.path.to_owned();
         let now = recipe(config).map_err(|e| self.bad(e.to_string()))?;
-        let differences = differences(&self.meta.config, &now);
+        // Keys that the file does not know yet had their defaults.
+        let then = TrainConfig::deserialize(&self.meta.config).and_then(|then| recipe(&then));
+        let differences = differences(then.as_ref().unwrap_or(&self.meta.config), &now);
         if !differences.is_empty() {
             let shown = differences.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
             let differences = match differences.len().saturating_sub(SHOWN) {
@@ -335,6 +342,10 @@ impl<'a> Reader<'a> {
             );
         }
         let mut state = TrainState::assemble(config, network, dictionary, memory);
+        state.teacher = Teacher::start(&config.teacher, &state.network)?;
+        for parameter in state.teacher.iter().flat_map(|teacher| teacher.network.parameters()) {
+            self.fill(&format!("teacher.{}", parameter.name), &parameter.tensor)?;
+        }
         for (name, momentum) in state.sgd.momenta() {
             self.fill(&format!("momentum.{name}"), momentum)?;
         }

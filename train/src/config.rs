@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use conceptseg::bundle::{MAX_CONCEPTS, SizeRule};
 use serde::{Deserialize, Serialize};
 
-use crate::data::SegmentsConfig;
 use crate::data::augment::ViewParams;
+use crate::data::{FootageConfig, SegmentsConfig};
 use crate::losses::LossConfig;
 use crate::losses::dictionary::DictionaryConfig;
 use crate::network::{NetworkConfig, Preset};
 use crate::optimizer::OptimizerConfig;
+use crate::teacher::TeacherConfig;
 
 /// Why a recipe cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -59,8 +60,12 @@ pub struct TrainConfig {
     pub data: DataConfig,
     /// Pseudo segments.
     pub segments: SegmentsConfig,
-    /// The two augmented views.
+    /// The augmented views.
     pub views: ViewParams,
+    /// Second views from neighbouring frames.
+    pub footage: FootageConfig,
+    /// The mean teacher.
+    pub teacher: TeacherConfig,
     /// Losses.
     pub loss: LossConfig,
     /// Concept dictionary.
@@ -104,6 +109,8 @@ impl Default for TrainConfig {
             data: DataConfig::default(),
             segments: SegmentsConfig::default(),
             views: ViewParams::default(),
+            footage: FootageConfig::default(),
+            teacher: TeacherConfig::default(),
             loss: LossConfig::default(),
             dictionary: DictionaryConfig::default(),
             start_segments: 10_000,
@@ -258,6 +265,10 @@ impl TrainConfig {
         if !(optimizer.clip_norm >= 0.0 && optimizer.clip_norm.is_finite()) {
             let value = optimizer.clip_norm.to_string();
             return bad("optimizer.clip_norm", value, "a number of at least 0");
+        }
+        if !(0.0..1.0).contains(&self.teacher.momentum) {
+            let value = self.teacher.momentum.to_string();
+            return bad("teacher.momentum", value, "from 0 to below 1");
         }
         if !(0.0..1.0).contains(&optimizer.momentum) {
             return bad("optimizer.momentum", optimizer.momentum.to_string(), "from 0 to below 1");

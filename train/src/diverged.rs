@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use crate::data::loader::{Batch, LoaderConfig};
 use crate::data::{Dataset, VOID};
 
-/// Writes the views of `batch` as they were before normalisation (`<b>-<view>.png`), their
+/// Writes the views of `batch` as they were before normalisation (`<b>-<view>.png`, further
+/// views from number 2 on), their
 /// segment ids (`<b>-<view>-ids.png`, 16 bit, 65535 for none) and `batch.json`, which holds
 /// `report` beside the images' paths, to the folder `diverged-step-<step>` in `dir`. A folder
 /// of that name is replaced. Returns the folder.
@@ -28,16 +29,21 @@ pub fn save_batch(
     fs::create_dir_all(dir)?;
     let work = tempfile::tempdir_in(dir)?;
     let count = batch.image_index.len();
-    let area = batch.size as usize * batch.size as usize;
-    let views = batch.images.chunks_exact(3 * area).zip(batch.ids.chunks_exact(area));
+    let extra = &batch.extra;
+    let all = views(batch.size, &batch.images, &batch.ids).chain(views(
+        extra.size,
+        &extra.images,
+        &extra.ids,
+    ));
     let mut described: Vec<Vec<Value>> = vec![Vec::new(); count];
-    for (entry, (pixels, ids)) in views.enumerate() {
+    for (entry, (size, pixels, ids)) in all.enumerate() {
+        let area = ids.len();
         let (b, view) = (entry % count, entry / count);
         let (picture, map) = (format!("{b}-{view}.png"), format!("{b}-{view}-ids.png"));
-        view_picture(pixels, batch.size, loader)
+        view_picture(pixels, size, loader)
             .save(work.path().join(&picture))
             .map_err(io::Error::other)?;
-        ImageBuffer::<Luma<u16>, _>::from_raw(batch.size, batch.size, ids.to_vec())
+        ImageBuffer::<Luma<u16>, _>::from_raw(size, size, ids.to_vec())
             .ok_or_else(|| io::Error::other("a view without ids"))?
             .save(work.path().join(&map))
             .map_err(io::Error::other)?;
@@ -45,7 +51,10 @@ pub fn save_batch(
         let valid = known.len();
         known.sort_unstable();
         known.dedup();
+        let shown = if view % 2 == 0 { &batch.image_index } else { &batch.second_index };
+        let path = dataset.path(shown[b] as usize).map(|path| path.display().to_string());
         described[b].push(json!({
+            "path": path,
             "pixels": picture,
             "ids": map,
             "finite": pixels.iter().all(|value| value.is_finite()),
@@ -76,6 +85,16 @@ pub fn save_batch(
 /// A number for the report; JSON has no word for those that are none.
 pub fn number(value: f64) -> Value {
     if value.is_finite() { json!(value) } else { json!(value.to_string()) }
+}
+
+/// Side, pixels and ids of every view.
+fn views<'a>(
+    size: u32,
+    images: &'a [f32],
+    ids: &'a [u16],
+) -> impl Iterator<Item = (u32, &'a [f32], &'a [u16])> {
+    let area = (size as usize * size as usize).max(1);
+    images.chunks_exact(3 * area).zip(ids.chunks_exact(area)).map(move |(i, s)| (size, i, s))
 }
 
 fn view_picture(pixels: &[f32], size: u32, loader: &LoaderConfig) -> RgbImage {

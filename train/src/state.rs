@@ -17,6 +17,7 @@ use crate::network::pretrained::{load_backbone, load_network};
 use crate::network::{Network, Part};
 use crate::optimizer::Sgd;
 use crate::progress::start_bar;
+use crate::teacher::Teacher;
 use crate::trainer::TrainError;
 use crate::whitening::Moments;
 
@@ -53,6 +54,8 @@ pub struct TrainState {
     pub dictionary: Dictionary,
     /// Segments of the last batches.
     pub memory: MemoryBank,
+    /// The network's moving average, where the recipe asks for one.
+    pub teacher: Option<Teacher>,
     /// The optimiser of the network's variables and, as [`DICTIONARY`], of the concepts.
     pub sgd: Sgd,
 }
@@ -84,6 +87,7 @@ impl TrainState {
         let dictionary = start_dictionary(config, &network, &mut loader, device)?;
         let memory = MemoryBank::new(config.memory_batches);
         let mut state = Self::assemble(config, network, dictionary, memory);
+        state.teacher = Teacher::start(&config.teacher, &state.network)?;
         state.pretrained = backbone.is_some();
         Ok(state)
     }
@@ -106,6 +110,7 @@ impl TrainState {
             network,
             dictionary,
             memory,
+            teacher: None,
         }
     }
 }
@@ -122,20 +127,23 @@ pub(crate) struct ViewTensors {
 
 impl ViewTensors {
     pub fn new(batch: &Batch, device: Device) -> Self {
-        let views = 2 * batch.image_index.len() as i64;
-        let side = i64::from(batch.size);
-        let ids: Vec<i32> = batch.ids.iter().map(|&id| i32::from(id)).collect();
-        Self {
-            images: Tensor::from_slice(&batch.images)
-                .view([views, 3, side, side])
-                .to_device(device),
-            ids: Tensor::from_slice(&ids)
-                .view([views, side, side])
-                .to_device(device)
-                .to_kind(Kind::Int64),
-            image_ids: batch.image_index.iter().map(|&i| i64::from(i)).collect(),
-        }
+        let (images, ids) = tensors(&batch.images, &batch.ids, batch.size, device);
+        let image_ids = batch.image_index.iter().map(|&i| i64::from(i)).collect();
+        Self { images, ids, image_ids }
     }
+
+    /// Images and ids, as above, of the further views.
+    pub fn of_extra(batch: &Batch, device: Device) -> (Tensor, Tensor) {
+        tensors(&batch.extra.images, &batch.extra.ids, batch.extra.size, device)
+    }
+}
+
+fn tensors(images: &[f32], ids: &[u16], size: u32, device: Device) -> (Tensor, Tensor) {
+    let side = i64::from(size);
+    let ids: Vec<i32> = ids.iter().map(|&id| i32::from(id)).collect();
+    let images = Tensor::from_slice(images).view([-1, 3, side, side]).to_device(device);
+    let ids = Tensor::from_slice(&ids).view([-1, side, side]).to_device(device);
+    (images, ids.to_kind(Kind::Int64))
 }
 
 /// How batches from number `first_batch` on are made.
@@ -145,6 +153,7 @@ pub(crate) fn loader_config(config: &TrainConfig, first_batch: u64) -> LoaderCon
         batch: config.data.batch,
         crop: config.data.crop,
         views: config.views.clone(),
+        footage: config.footage.clone(),
         mean,
         std,
         seed: config.seed,

@@ -14,11 +14,12 @@ use crate::data::loader::{Batch, Loader, LoaderConfig};
 use crate::data::{DataError, Dataset};
 use crate::diverged;
 use crate::losses::dictionary::{CodeUse, Dictionary};
-use crate::losses::{self, LossError, LossParts};
+use crate::losses::{LossError, LossParts};
 use crate::network::pretrained::PretrainedError;
 use crate::network::{Network, NetworkError};
+use crate::objective;
 use crate::progress::Progress;
-use crate::state::{DICTIONARY, MAX_VOID, TrainState, ViewTensors, loader_config};
+use crate::state::{DICTIONARY, MAX_VOID, TrainState, loader_config};
 
 /// Why a run ended early.
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +94,7 @@ pub enum Outcome {
 /// What a finished run leaves.
 #[derive(Debug)]
 pub struct Trained {
-    /// The network with its variables.
+    /// The network with its variables, or its teacher where `teacher.export` says so.
     pub network: Network,
     /// The concept dictionary.
     pub dictionary: Dictionary,
@@ -133,8 +134,11 @@ pub fn train(
             }
         }
     }
-    let TrainState { network, dictionary, pretrained, seconds, totals, void_batches, .. } =
-        run.state;
+    let TrainState {
+        network, teacher, dictionary, pretrained, seconds, totals, void_batches, ..
+    } = run.state;
+    let teacher = teacher.filter(|_| config.teacher.export);
+    let network = teacher.map_or(network, |teacher| teacher.network);
     Ok(Outcome::Finished(Box::new(Trained {
         network,
         dictionary,
@@ -235,6 +239,9 @@ impl<'a> Run<'a> {
         }
         let state = &mut self.state;
         state.sgd.step(rate, settings.momentum, settings.clip(sums.norm));
+        if let Some(teacher) = &state.teacher {
+            teacher.follow(&state.network, self.config.teacher.momentum, step);
+        }
         let code_use = CodeUse { counts: sums.code_use };
         state.dictionary.renormalise();
         state.dictionary.observe(&code_use);
@@ -308,17 +315,7 @@ impl<'a> Run<'a> {
             let state = &mut self.state;
             let number = state.next_batch;
             state.next_batch += 1;
-            let views = ViewTensors::new(&batch, self.device);
-            let images = views.images.to_kind(self.config.precision.kind());
-            match losses::compute(
-                &self.config.loss,
-                &state.network.forward(&images, true),
-                &views.ids,
-                &views.image_ids,
-                &state.dictionary,
-                &state.memory,
-                state.step,
-            ) {
+            match objective::compute(self.config, state, &batch, self.device) {
                 Ok(parts) => return Ok((batch, parts)),
                 Err(LossError::NoSegments) if void < MAX_VOID => {
                     void += 1;

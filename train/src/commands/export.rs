@@ -15,7 +15,7 @@ use conceptseg_train::export::check::{Agreement, ImageReader, agreement};
 use conceptseg_train::export::onnx::{ExportSize, Numbers, export_as};
 use conceptseg_train::export::quantize::{Calibration, Calibrator};
 use conceptseg_train::network::Network;
-use conceptseg_train::network::pretrained::{LoadReport, load_network};
+use conceptseg_train::network::pretrained::{LoadReport, load_network, load_teacher};
 use serde::Serialize;
 use tch::Device;
 use tch::nn::VarStore;
@@ -140,7 +140,9 @@ pub fn run(args: &Args) -> Result<()> {
     );
     let store = VarStore::new(Device::Cpu);
     let network = Network::new(&store, &config.network, 0)?;
-    let loaded = load_network(&network, &args.checkpoint)?;
+    // What the run itself would leave.
+    let load = if config.teacher.export { load_teacher } else { load_network };
+    let loaded = load(&network, &args.checkpoint)?;
     tracing::info!("{}: {loaded}", args.checkpoint.display());
     let (calibration_images, check_images) = split(&find_images(&args.images, &[])?);
     let mut reader = ImageReader::new(&network, size, SHORT_SIDE);

@@ -38,6 +38,12 @@ pub struct ViewParams {
     pub blur: f32,
     /// Standard deviation of the blur in pixels of the view, smallest and largest.
     pub blur_sigma: [f32; 2],
+    /// Further, smaller views of every image (0), after `SwAV` (Caron et al., `NeurIPS` 2020).
+    pub extra: usize,
+    /// Side of a further view in pixels, a multiple of 8.
+    pub extra_size: u32,
+    /// Area of a further view's crop as a share of the image, smallest and largest.
+    pub extra_area: [f32; 2],
 }
 
 impl Default for ViewParams {
@@ -54,6 +60,9 @@ impl Default for ViewParams {
             grey: 0.2,
             blur: 0.5,
             blur_sigma: [0.1, 2.0],
+            extra: 0,
+            extra_size: 96,
+            extra_area: [0.05, 0.3],
         }
     }
 }
@@ -67,6 +76,19 @@ impl ViewParams {
             "views.area",
             &self.area,
             "two numbers in 0 < a <= b <= 1",
+        )?;
+        DataError::check(
+            range(self.extra_area, 1.0),
+            "views.extra_area",
+            &self.extra_area,
+            "two numbers in 0 < a <= b <= 1",
+        )?;
+        DataError::check(self.extra <= 16, "views.extra", &self.extra, "a number in 0..=16")?;
+        DataError::check(
+            self.extra_size.is_multiple_of(8) && (48..=2048).contains(&self.extra_size),
+            "views.extra_size",
+            &self.extra_size,
+            "a multiple of 8 in 48..=2048",
         )?;
         DataError::check(
             range(self.aspect, 100.0),
@@ -97,6 +119,14 @@ impl ViewParams {
             &self.hue,
             "a number in 0..=0.5",
         )
+    }
+}
+
+impl ViewParams {
+    /// What a further view is drawn from.
+    #[must_use]
+    pub fn of_extra(&self) -> Self {
+        Self { area: self.extra_area, ..self.clone() }
     }
 }
 

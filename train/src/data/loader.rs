@@ -11,7 +11,9 @@ use rand_pcg::Pcg64;
 use serde::{Deserialize, Serialize};
 
 use super::augment::{Renderer, ViewParams, ViewPlan};
-use super::{DataError, Dataset};
+use super::dataset::PreparedImage;
+use super::footage::{self, Clips, FootageConfig};
+use super::{DataError, Dataset, SegmentMap};
 
 /// How batches are made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,6 +25,8 @@ pub struct LoaderConfig {
     pub crop: u32,
     /// What views are drawn from.
     pub views: ViewParams,
+    /// Whether second views show neighbouring frames.
+    pub footage: FootageConfig,
     /// Mean of each channel that the network expects, on values in 0..1.
     pub mean: [f32; 3],
     /// Standard deviation of each channel that the network expects, on values in 0..1.
@@ -39,6 +43,7 @@ impl LoaderConfig {
     /// Checks the ranges.
     pub fn validate(&self) -> Result<(), DataError> {
         self.views.validate()?;
+        self.footage.validate()?;
         let check = DataError::check;
         check((1..=4096).contains(&self.batch), "batch", &self.batch, "a number in 1..=4096")?;
         check((8..=4096).contains(&self.crop), "crop", &self.crop, "a number in 8..=4096")?;
@@ -69,6 +74,24 @@ pub struct Batch {
     pub ids: Vec<u16>,
     /// `[B]`: indices into the data set, all different.
     pub image_index: Vec<u32>,
+    /// `[B]`: what the second view of each image shows: the image itself or a neighbouring
+    /// frame, whose ids are those of the image wherever the segment is the same.
+    pub second_index: Vec<u32>,
+    /// Further views of the same images.
+    pub extra: ExtraViews,
+}
+
+/// Further, smaller views of each of the B images of a batch, with ids as in the other views.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ExtraViews {
+    /// Side of a view, in pixels.
+    pub size: u32,
+    /// Views per image E; those with an odd number show what the second view shows.
+    pub count: usize,
+    /// `[E B, 3, size, size]`, normalised; view e of image b is entry e B + b.
+    pub images: Vec<f32>,
+    /// `[E B, size, size]`.
+    pub ids: Vec<u16>,
 }
 
 /// Makes any batch by its index: a pure function of the data set, the configuration and the
@@ -77,6 +100,7 @@ pub struct BatchMaker {
     dataset: Arc<Dataset>,
     config: LoaderConfig,
     renderer: Renderer,
+    clips: Option<Clips>,
     /// The order of the images in the epoch that was asked for last.
     order: (u64, Vec<u32>),
 }
@@ -86,6 +110,7 @@ pub struct BatchMaker {
 enum Stream {
     Order,
     View,
+    Neighbour,
 }
 
 /// The random stream of `parts` (such as batch, image and view) under `seed`.
@@ -111,7 +136,8 @@ impl BatchMaker {
             return Err(DataError::TooFewImages { batch: config.batch, images: dataset.len() });
         }
         let order = (u64::MAX, Vec::new());
-        Ok(Self { dataset, config, renderer: Renderer::default(), order })
+        let clips = (config.footage.max_distance > 0).then(|| Clips::new(&dataset));
+        Ok(Self { dataset, config, renderer: Renderer::default(), clips, order })
     }
 
     /// Batches per pass over the images. What is left of a pass and fills no batch is dropped,
@@ -138,19 +164,39 @@ impl BatchMaker {
     /// As [`Dataset::get`].
     pub fn make(&mut self, index: u64) -> Result<Batch, DataError> {
         let image_index = self.image_index(index);
-        let size = self.config.crop;
-        let area = size as usize * size as usize;
-        let views = 2 * image_index.len();
-        let mut images = vec![0.0; views * 3 * area];
-        let mut ids = vec![0; views * area];
+        let params = [self.config.views.clone(), self.config.views.of_extra()];
+        let count = params[0].extra;
+        let (size, small) = (self.config.crop, if count > 0 { params[0].extra_size } else { 0 });
+        let [area, small_area] = [size, small].map(|side| side as usize * side as usize);
+        let all = image_index.len();
+        let mut images = vec![0.0; 2 * all * 3 * area];
+        let mut ids = vec![0; 2 * all * area];
+        let mut extra = ExtraViews {
+            size: small,
+            count,
+            images: vec![0.0; count * all * 3 * small_area],
+            ids: vec![0; count * all * small_area],
+        };
+        let mut second_index = image_index.clone();
         for (b, &image) in image_index.iter().enumerate() {
-            let source = self.dataset.get(image as usize)?;
-            for v in 0..2 {
+            let first = self.dataset.get(image as usize)?;
+            let mut shown = [(&first.rgb, &first.segments); 2];
+            let neighbour = self.neighbour(index, b, image, &first)?;
+            if let Some((frame, prepared, segments)) = &neighbour {
+                second_index[b] = *frame;
+                shown[1] = (&prepared.rgb, segments);
+            }
+            for v in 0..2 + count {
+                let (rgb, segments) = shown[v % 2];
                 let mut rng = stream(self.config.seed, Stream::View, &[index, b as u64, v as u64]);
-                let dimensions = source.rgb.dimensions();
-                let plan = ViewPlan::draw(&self.config.views, dimensions, size, &mut rng);
-                let view = self.renderer.render(&source.rgb, &source.segments, &plan)?;
-                let entry = v * image_index.len() + b;
+                let (params, size) = if v < 2 { (&params[0], size) } else { (&params[1], small) };
+                let plan = ViewPlan::draw(params, rgb.dimensions(), size, &mut rng);
+                let view = self.renderer.render(rgb, segments, &plan)?;
+                let (images, ids, area, entry) = if v < 2 {
+                    (&mut images, &mut ids, area, v * all + b)
+                } else {
+                    (&mut extra.images, &mut extra.ids, small_area, (v - 2) * all + b)
+                };
                 ids[entry * area..(entry + 1) * area].copy_from_slice(&view.ids);
                 let target = &mut images[entry * 3 * area..(entry + 1) * 3 * area];
                 let planes = target.chunks_exact_mut(area).zip(view.pixels.chunks_exact(area));
@@ -162,7 +208,27 @@ impl BatchMaker {
                 }
             }
         }
-        Ok(Batch { size, images, ids, image_index })
+        Ok(Batch { size, images, ids, image_index, second_index, extra })
+    }
+
+    /// The neighbouring frame that the second view of an image shows, with its segments as
+    /// those of the image.
+    fn neighbour(
+        &self,
+        index: u64,
+        b: usize,
+        image: u32,
+        first: &PreparedImage,
+    ) -> Result<Option<(u32, Arc<PreparedImage>, SegmentMap)>, DataError> {
+        let Some(clips) = &self.clips else { return Ok(None) };
+        let settings = &self.config.footage;
+        let mut rng = stream(self.config.seed, Stream::Neighbour, &[index, b as u64]);
+        let Some(frame) = clips.neighbour(image, settings.max_distance, &mut rng) else {
+            return Ok(None);
+        };
+        let second = self.dataset.get(frame as usize)?;
+        let carried = footage::carry(first, &second, settings);
+        Ok(carried.map(|segments| (frame, second, segments)))
     }
 }
 
@@ -269,6 +335,7 @@ mod tests {
             batch: 3,
             crop: 24,
             views: ViewParams::default(),
+            footage: FootageConfig::default(),
             mean: [0.5; 3],
             std: [0.25; 3],
             seed: 11,
@@ -318,6 +385,77 @@ mod tests {
             assert_eq!(seen.len(), 6);
         }
         assert_ne!(maker.image_index(0), maker.image_index(2));
+    }
+
+    /// Frames of a disk that moves to the right by two pixels.
+    fn clip(count: u32) -> Arc<Dataset> {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = (0..count).map(|i| {
+            let path = dir.path().join(format!("{i:03}.png"));
+            let frame = image::RgbImage::from_fn(96, 64, |x, y| {
+                let inside = (x as i32 - 30 - 2 * i as i32).pow(2) + (y as i32 - 32).pow(2) < 400;
+                let grain = ((x * 37 + y * 91) % 23) as u8;
+                image::Rgb(if inside { [220, 60, grain] } else { [40, grain, 150] })
+            });
+            frame.save(&path).unwrap();
+            path
+        });
+        Arc::new(Dataset::load(paths.collect(), DatasetConfig::default(), &|_, _| ()).unwrap())
+    }
+
+    #[test]
+    fn every_id_of_every_view_is_that_of_its_source_pixel() {
+        let dataset = clip(6);
+        let views = ViewParams { extra: 3, extra_size: 48, ..ViewParams::default() };
+        let footage = FootageConfig { max_distance: 2, ..FootageConfig::default() };
+        let settings = LoaderConfig { views, footage, ..config(1) };
+        let mut maker = BatchMaker::new(Arc::clone(&dataset), settings.clone()).unwrap();
+        let mut neighbours = 0;
+        for index in 0..4 {
+            let batch = maker.make(index).unwrap();
+            for (b, (&image, &second)) in
+                batch.image_index.iter().zip(&batch.second_index).enumerate()
+            {
+                let frames = [image, second].map(|i| dataset.get(i as usize).unwrap());
+                let mut maps = frames.clone().map(|frame| frame.segments.clone());
+                if second != image {
+                    assert!(second.abs_diff(image) <= 2);
+                    maps[1] = footage::carry(&frames[0], &frames[1], &settings.footage).unwrap();
+                    neighbours += 1;
+                }
+                for v in 0..5 {
+                    let (params, size) = match v {
+                        0 | 1 => (settings.views.clone(), 24),
+                        _ => (settings.views.of_extra(), 48),
+                    };
+                    let parts = [index, b as u64, v as u64];
+                    let mut rng = stream(settings.seed, Stream::View, &parts);
+                    let plan = ViewPlan::draw(&params, (96, 64), size, &mut rng);
+                    let area = (size * size) as usize;
+                    let ids = match v {
+                        0 | 1 => &batch.ids[(v * 3 + b) * area..][..area],
+                        _ => &batch.extra.ids[((v - 2) * 3 + b) * area..][..area],
+                    };
+                    for (i, &id) in (0..).zip(ids) {
+                        let (x, y) = plan.geometry.source_pixel(i % size, i / size);
+                        assert_eq!(id, maps[v % 2].ids[(y * 96 + x) as usize]);
+                    }
+                }
+            }
+        }
+        assert!(neighbours >= 6, "only {neighbours} of 12 second views show a neighbour");
+    }
+
+    #[test]
+    fn further_views_leave_the_others_as_they_are() {
+        let dataset = dataset(4);
+        let views = ViewParams { extra: 2, ..ViewParams::default() };
+        let make = |config| BatchMaker::new(Arc::clone(&dataset), config).unwrap().make(1).unwrap();
+        let (plain, more) = (make(config(1)), make(LoaderConfig { views, ..config(1) }));
+        assert_eq!((more.extra.size, more.extra.count), (96, 2));
+        assert_eq!(more.extra.images.len(), 2 * 3 * 3 * 96 * 96);
+        assert_eq!(plain.second_index, plain.image_index);
+        assert_eq!(Batch { extra: ExtraViews::default(), ..more }, plain);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! [`sources`] and [`video`] find files and [`images`] decodes them; a [`segmenter`] gives every
 //! image its pseudo segments, made by [`felzenszwalb`] and [`regions`], from [`contours`], or
-//! read; [`dataset`] keeps both, [`augment`] and [`photometric`] draw views, and
+//! read; [`dataset`] keeps both, [`augment`] and [`photometric`] draw views, [`footage`] pairs
+//! neighbouring frames of a video, and
 //! [`loader`] turns all of it into a stream of batches that depends on nothing but a seed.
 
 use std::path::PathBuf;
@@ -11,6 +12,8 @@ pub mod augment;
 pub mod contours;
 pub mod dataset;
 pub mod felzenszwalb;
+pub mod flow;
+pub mod footage;
 pub mod images;
 pub mod loader;
 pub mod matlab;
@@ -25,6 +28,7 @@ pub mod video;
 pub use augment::{View, ViewParams};
 pub use dataset::{Dataset, DatasetConfig};
 pub use felzenszwalb::FelzenszwalbParams;
+pub use footage::FootageConfig;
 pub use loader::{Batch, Loader, LoaderConfig};
 pub use segment_map::SegmentMap;
 pub use segmenter::{SegmentSource, Segmenter, SegmentsConfig};

@@ -109,6 +109,16 @@ mod tests {
     }
 
     #[test]
+    fn a_long_memory_is_bounded_too() {
+        let mut bank = MemoryBank::new(64);
+        for step in 0..200 {
+            bank.push(entry(step));
+            assert!(bank.segments() <= 64 * 3);
+        }
+        assert_eq!((bank.entries.len(), bank.entries[0].step), (64, 136));
+    }
+
+    #[test]
     fn a_bank_without_capacity_keeps_nothing() {
         let mut bank = MemoryBank::new(0);
         bank.push(entry(0));

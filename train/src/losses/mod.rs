@@ -36,7 +36,7 @@ use thiserror::Error;
 
 use dictionary::{CodeUse, Dictionary};
 use memory::{MemoryBank, MemoryEntry};
-use segments::{Segments, VOID};
+use segments::{Pixels, Segments, VOID};
 use similarity::{Affinity, Candidates};
 
 /// Largest concentration the losses accept.
@@ -191,6 +191,18 @@ pub struct LossParts {
     pub entry: MemoryEntry,
 }
 
+/// Views of equal size of all images of a batch.
+#[derive(Debug)]
+pub struct ViewGroup {
+    /// `[V B, D, h, w]`, the network's output before any normalisation; view `v` of image `b` is
+    /// entry `v B + b`.
+    pub embeddings: Tensor,
+    /// `[V B, H, W]` `i64` segment ids at the views' size, [`VOID`] where there is none.
+    pub ids: Tensor,
+    /// Views `V` of each image, at least 1.
+    pub per_image: usize,
+}
+
 /// Computes the three losses of a batch.
 ///
 /// * `embeddings`: `[2B, D, h, w]`, the network's output before any normalisation. Half
@@ -212,15 +224,33 @@ pub fn compute(
     memory: &MemoryBank,
     step: u64,
 ) -> Result<LossParts, LossError> {
-    config.validate()?;
-    check_shapes(embeddings, ids, image_ids, dictionary, memory)?;
-    let embeddings = match embeddings.kind() {
-        Kind::Half | Kind::BFloat16 => embeddings.to_kind(Kind::Float),
-        _ => embeddings.shallow_clone(),
+    let views = ViewGroup {
+        embeddings: embeddings.shallow_clone(),
+        ids: ids.shallow_clone(),
+        per_image: 2,
     };
+    compute_groups(config, &[views], image_ids, dictionary, memory, step)
+}
 
-    let pixels = segments::pixels(&embeddings, ids, config.upsample)?;
-    let (images, view_image) = segments::distinct_images(image_ids);
+/// [`compute`] for any number of views of each image, in groups of equal size. A pixel counts
+/// alike whatever view it is from.
+///
+/// # Errors
+/// [`LossError`].
+pub fn compute_groups(
+    config: &LossConfig,
+    groups: &[ViewGroup],
+    image_ids: &[i64],
+    dictionary: &Dictionary,
+    memory: &MemoryBank,
+    step: u64,
+) -> Result<LossParts, LossError> {
+    config.validate()?;
+    for ViewGroup { embeddings, ids, per_image } in groups {
+        let views = (per_image * image_ids.len()) as i64;
+        check_shapes(embeddings, ids, views, dictionary, memory)?;
+    }
+    let (pixels, images, view_image) = joined_pixels(config, groups, image_ids)?;
     let segments = Segments::pool(&pixels, &view_image);
     let candidates = Candidates::new(&segments, &images, memory);
     let concepts = dictionary.assign(&candidates.z);
@@ -266,17 +296,59 @@ pub fn compute(
     Ok(LossParts { local, quantization, cooccurrence, total, stats, code_use, entry })
 }
 
+/// The segments of a batch as [`compute_groups`] makes them of the same `groups`.
+///
+/// # Errors
+/// [`LossError::NoSegments`].
+pub fn pool(
+    config: &LossConfig,
+    groups: &[ViewGroup],
+    image_ids: &[i64],
+) -> Result<Segments, LossError> {
+    let (pixels, _, view_image) = joined_pixels(config, groups, image_ids)?;
+    Ok(Segments::pool(&pixels, &view_image))
+}
+
+/// The valid pixels of all views, the distinct images, and the image of each view.
+fn joined_pixels(
+    config: &LossConfig,
+    groups: &[ViewGroup],
+    image_ids: &[i64],
+) -> Result<(Pixels, Vec<i64>, Vec<i64>), LossError> {
+    let (images, image_of) = segments::distinct_images(image_ids);
+    let mut parts = Vec::with_capacity(groups.len());
+    let mut view_image = Vec::new();
+    for group in groups {
+        let embeddings = match group.embeddings.kind() {
+            Kind::Half | Kind::BFloat16 => group.embeddings.to_kind(Kind::Float),
+            _ => group.embeddings.shallow_clone(),
+        };
+        match segments::pixels(&embeddings, &group.ids, config.upsample) {
+            Ok(mut pixels) => {
+                pixels.view += view_image.len() as i64;
+                parts.push(pixels);
+            }
+            // The other views may have some.
+            Err(LossError::NoSegments) => {}
+            Err(error) => return Err(error),
+        }
+        for _ in 0..group.per_image {
+            view_image.extend_from_slice(&image_of[..image_ids.len()]);
+        }
+    }
+    Ok((Pixels::join(parts)?, images, view_image))
+}
+
 fn check_shapes(
     embeddings: &Tensor,
     ids: &Tensor,
-    image_ids: &[i64],
+    views: i64,
     dictionary: &Dictionary,
     memory: &MemoryBank,
 ) -> Result<(), LossError> {
     let bad = |what, tensor: &Tensor, expected: String| {
         Err(LossError::Shape { what, found: tensor.size(), expected })
     };
-    let views = 2 * image_ids.len() as i64;
     let size = embeddings.size();
     if size.len() != 4 || size[0] != views || size.contains(&0) {
         return bad(

@@ -30,6 +30,26 @@ pub struct Pixels {
     pub view: Tensor,
 }
 
+impl Pixels {
+    /// All pixels of several groups of views, whose numbers of views must ascend from group to
+    /// group.
+    ///
+    /// # Errors
+    /// [`LossError::NoSegments`] when there is no group.
+    pub fn join(mut groups: Vec<Self>) -> Result<Self, LossError> {
+        match groups.len() {
+            0 => Err(LossError::NoSegments),
+            1 => Ok(groups.remove(0)),
+            _ => {
+                let all = |part: fn(&Self) -> &Tensor| {
+                    Tensor::cat(&groups.iter().map(part).collect::<Vec<_>>(), 0)
+                };
+                Ok(Self { z: all(|g| &g.z), id: all(|g| &g.id), view: all(|g| &g.view) })
+            }
+        }
+    }
+}
+
 /// Enlarges `embeddings` (`[N, D, h, w]`) by `upsample` bilinearly, reads the id of every cell
 /// from `ids` (`[N, H, W]`), drops the void cells and normalises the others.
 ///

@@ -354,6 +354,37 @@ fn tensors_that_do_not_belong_together_are_refused() {
 }
 
 #[test]
+fn views_in_groups_are_views_all_the_same() {
+    let case = case(4);
+    let inputs = inputs(&case);
+    let whole = run(&case, &inputs);
+    let group = |embeddings: Tensor, start| ViewGroup {
+        embeddings: embeddings.narrow(0, start, 2),
+        ids: inputs.ids.narrow(0, start, 2),
+        per_image: 1,
+    };
+    let groups = [0, 2].map(|start| group(inputs.embeddings.shallow_clone(), start));
+    let compute = |groups: &[ViewGroup]| {
+        let (dictionary, memory) = (&inputs.dictionary, &inputs.memory);
+        compute_groups(&inputs.config, groups, &case.image_ids, dictionary, memory, 0)
+    };
+    let parts = compute(&groups).unwrap();
+    assert_eq!(parts.stats, whole.stats);
+    assert_eq!((&parts.total, &parts.entry.z), (&whole.total, &whole.entry.z));
+    assert_eq!(pool(&inputs.config, &groups, &case.image_ids).unwrap().z, whole.entry.z);
+    // A group of another size that is void throughout changes nothing.
+    let [a, b] = groups;
+    let void = ViewGroup {
+        embeddings: Tensor::ones([4, D as i64, 1, 1], (Kind::Double, Device::Cpu)),
+        ids: Tensor::full([4, 3, 3], VOID, (Kind::Int64, Device::Cpu)),
+        per_image: 2,
+    };
+    assert_eq!(compute(&[a, void, b]).unwrap().total, whole.total);
+    let wrong = ViewGroup { per_image: 3, ..group(inputs.embeddings.shallow_clone(), 0) };
+    assert!(matches!(compute(&[wrong]), Err(LossError::Shape { .. })));
+}
+
+#[test]
 fn settings_outside_their_range_are_refused() {
     let default = LossConfig::default;
     for (key, config) in [

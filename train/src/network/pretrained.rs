@@ -15,6 +15,8 @@ use super::{Network, Parameter};
 
 /// What the names of a network's variables start with in a training run's checkpoint.
 const CHECKPOINT_PREFIX: &str = "network.";
+/// The same for the mean teacher.
+const TEACHER_PREFIX: &str = "teacher.";
 /// Ends the name of a counter that only training without momentum reads.
 const COUNTER: &str = ".num_batches_tracked";
 
@@ -150,9 +152,26 @@ pub fn load_backbone(network: &Network, path: &Path) -> Result<LoadReport, Pretr
 /// # Errors
 /// [`PretrainedError`]; the file must hold every variable in its shape.
 pub fn load_network(network: &Network, path: &Path) -> Result<LoadReport, PretrainedError> {
+    load_whole(network, path, &[CHECKPOINT_PREFIX])
+}
+
+/// As [`load_network`], but of a checkpoint that has one the mean teacher.
+///
+/// # Errors
+/// As [`load_network`].
+pub fn load_teacher(network: &Network, path: &Path) -> Result<LoadReport, PretrainedError> {
+    load_whole(network, path, &[TEACHER_PREFIX, CHECKPOINT_PREFIX])
+}
+
+/// Loads the variables under the first of `prefixes` that the file has, else without any.
+fn load_whole(
+    network: &Network,
+    path: &Path,
+    prefixes: &[&str],
+) -> Result<LoadReport, PretrainedError> {
     let file = WeightFile::open(path)?;
-    let prefixed = file.names().any(|name| name.starts_with(CHECKPOINT_PREFIX));
-    let report = load(network, &file, if prefixed { CHECKPOINT_PREFIX } else { "" }, |_| true)?;
+    let found = prefixes.iter().find(|prefix| file.names().any(|name| name.starts_with(**prefix)));
+    let report = load(network, &file, found.unwrap_or(&""), |_| true)?;
     report.log(path);
     if !report.missing.is_empty() || !report.other_shape.is_empty() {
         let (path, report) = (path.to_owned(), Box::new(report));

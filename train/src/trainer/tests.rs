@@ -55,6 +55,8 @@ fn config() -> TrainConfig {
     config
 }
 
+mod beyond;
+
 static GO_ON: AtomicBool = AtomicBool::new(false);
 
 fn options(log_dir: &Path, resume: bool) -> RunOptions<'_> {
@@ -71,6 +73,9 @@ fn bytes(state: &TrainState) -> BTreeMap<String, Vec<u8>> {
     };
     for parameter in state.network.parameters() {
         add(format!("network {}", parameter.name), &parameter.tensor);
+    }
+    for parameter in state.teacher.iter().flat_map(|teacher| teacher.network.parameters()) {
+        add(format!("teacher {}", parameter.name), &parameter.tensor);
     }
     for (name, momentum) in state.sgd.momenta() {
         add(format!("momentum {name}"), momentum);
@@ -101,26 +106,31 @@ fn a_resumed_run_is_the_unbroken_run_to_the_bit() {
     for accumulate in [1, 2] {
         let mut config = config();
         config.optimizer.accumulate = accumulate;
-        let logs = tempfile::tempdir().unwrap();
-        let mut straight = Run::open(&config, &dataset, &options(logs.path(), false)).unwrap();
-        steps(&mut straight, 6);
-        assert!(straight.state.dictionary.revived > 0, "no entry was replaced");
-        assert_eq!(straight.state.next_batch, 6 * accumulate);
+        assert_resumes(&config, &dataset);
+    }
+}
 
-        let mut first = Run::open(&config, &dataset, &options(logs.path(), false)).unwrap();
-        steps(&mut first, 3);
-        first.save().unwrap();
-        let saved = bytes(&first.state);
-        drop(first);
-        let mut second = Run::open(&config, &dataset, &options(logs.path(), true)).unwrap();
-        assert_eq!(bytes(&second.state), saved);
-        steps(&mut second, 3);
+/// Six steps are three steps and, after a checkpoint, three more.
+fn assert_resumes(config: &TrainConfig, dataset: &Arc<Dataset>) {
+    let logs = tempfile::tempdir().unwrap();
+    let mut straight = Run::open(config, dataset, &options(logs.path(), false)).unwrap();
+    steps(&mut straight, 6);
+    assert!(straight.state.dictionary.revived > 0, "no entry was replaced");
+    assert_eq!(straight.state.next_batch, 6 * config.optimizer.accumulate);
 
-        let (expected, found) = (bytes(&straight.state), bytes(&second.state));
-        assert_eq!(expected.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
-        for (name, value) in &expected {
-            assert!(found[name] == *value, "{name} differs");
-        }
+    let mut first = Run::open(config, dataset, &options(logs.path(), false)).unwrap();
+    steps(&mut first, 3);
+    first.save().unwrap();
+    let saved = bytes(&first.state);
+    drop(first);
+    let mut second = Run::open(config, dataset, &options(logs.path(), true)).unwrap();
+    assert_eq!(bytes(&second.state), saved);
+    steps(&mut second, 3);
+
+    let (expected, found) = (bytes(&straight.state), bytes(&second.state));
+    assert_eq!(expected.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
+    for (name, value) in &expected {
+        assert!(found[name] == *value, "{name} differs");
     }
 }
 
