@@ -219,7 +219,7 @@ fn starter() -> Option<PathBuf> {
 fn settings(args: &Args, start: &Start, images: &[PathBuf], device: Device) -> Result<TrainConfig> {
     let mut config: TrainConfig = toml::from_str(RECIPE).context("the built-in recipe")?;
     if let Some(name) = args.out.file_name() {
-        config.name = name.to_string_lossy().trim_end_matches(".bundle").to_owned();
+        config.name = String::from(name.to_string_lossy().trim_end_matches(".bundle"));
     }
     config.seed = args.seed;
     config.head_start = if start.whole { HeadStart::Weights } else { HeadStart::Whitening };

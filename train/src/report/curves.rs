@@ -40,11 +40,14 @@ pub(super) struct Chart {
     pub svg: String,
 }
 
+/// A line of a chart: name, colour, and points of step and value.
+type Line = (&'static str, RGBColor, Vec<(f64, f64)>);
+
 /// The charts for which there are figures.
 pub(super) fn charts(curves: &BTreeMap<String, Curve>) -> Result<Vec<Chart>> {
     let mut charts = Vec::new();
     for (title, tags) in CHARTS {
-        let found: Vec<(&'static str, RGBColor, Vec<(f64, f64)>)> = tags
+        let found: Vec<Line> = tags
             .iter()
             .zip(LINES)
             .filter_map(|(&(tag, name), colour)| {
@@ -68,7 +71,7 @@ pub(super) fn charts(curves: &BTreeMap<String, Curve>) -> Result<Vec<Chart>> {
     Ok(charts)
 }
 
-fn draw(lines: &[(&str, RGBColor, Vec<(f64, f64)>)]) -> Result<String, String> {
+fn draw(lines: &[Line]) -> Result<String, String> {
     let points = || lines.iter().flat_map(|(_, _, points)| points);
     let last = points().map(|p| p.0).fold(1.0, f64::max);
     // From 0, unless a figure lies below it.

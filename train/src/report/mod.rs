@@ -42,7 +42,7 @@ pub struct Source<'a> {
 }
 
 /// Writes the page, under a temporary name first, and returns its path. `tick` is called after
-/// each of the at most [`pictures::IMAGES`] images that are looked at.
+/// each of the at most [`IMAGES`] images that are looked at.
 ///
 /// # Errors
 /// When the bundle does not run, the event files cannot be read or the page not be written.

@@ -225,18 +225,12 @@ impl Best {
 
     /// The concepts with the most segments.
     fn finish(self) -> Vec<Concept> {
-        let mut all: Vec<(usize, usize, Vec<(f32, RgbImage)>)> = self
-            .counts
-            .into_iter()
-            .zip(self.crops)
-            .enumerate()
-            .map(|(id, (count, crops))| (id, count, crops))
-            .filter(|(_, count, _)| *count > 0)
-            .collect();
-        all.sort_by_key(|&(id, count, _)| (std::cmp::Reverse(count), id));
+        let mut all: Vec<_> = self.counts.into_iter().zip(self.crops).enumerate().collect();
+        all.retain(|(_, (count, _))| *count > 0);
+        all.sort_by_key(|&(id, (count, _))| (std::cmp::Reverse(count), id));
         all.truncate(CONCEPTS);
         all.into_iter()
-            .map(|(id, count, crops)| {
+            .map(|(id, (count, crops))| {
                 let crops = crops
                     .iter()
                     .filter_map(|(similarity, image)| Some((*similarity, jpeg(image).ok()?)))
