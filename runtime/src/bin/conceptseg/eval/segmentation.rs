@@ -502,3 +502,154 @@ fn purity_text(report: &PurityReport) -> String {
     );
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::Parser;
+    use conceptseg::bundle::{BundleWriter, Codebook};
+    use conceptseg::labels::LabelMap;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Cli<T: clap::Args> {
+        #[command(flatten)]
+        args: T,
+    }
+
+    fn parse<T: clap::Args>(line: &[&str]) -> T {
+        Cli::<T>::parse_from([&["eval"], line].concat()).args
+    }
+
+    /// Red images of one class and blue ones of another, left column void; a tiny bundle.
+    fn fixture() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for split in ["train", "val"] {
+            for kind in ["images", "labels"] {
+                std::fs::create_dir_all(root.path().join(split).join(kind)).unwrap();
+            }
+            for i in 0..6u8 {
+                let class = i % 2;
+                let colour = if class == 0 { [240, 20 + i, 10] } else { [10, 20 + i, 240] };
+                let folder = root.path().join(split);
+                image::RgbImage::from_pixel(48, 32, image::Rgb(colour))
+                    .save(folder.join(format!("images/{i}.png")))
+                    .unwrap();
+                let data = (0..48 * 32).map(|p| if p % 48 == 0 { 255 } else { class }).collect();
+                LabelMap { width: 48, height: 32, data }
+                    .write_png(&folder.join(format!("labels/{i}.png")))
+                    .unwrap();
+            }
+        }
+        std::fs::write(root.path().join("classes.txt"), "red\nblue\n").unwrap();
+        let vectors = (0..6 * 32).map(|i| if i % 33 == 0 { 1.0 } else { 0.0 }).collect();
+        let codebook = Codebook::new(6, 32, vectors).unwrap();
+        let onnx = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/tiny.onnx");
+        BundleWriter::new("tiny", 8, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+            .write(&root.path().join("bundle"), &onnx, &codebook)
+            .unwrap();
+        root
+    }
+
+    fn folder_args(root: &Path, more: &[&str]) -> FolderArgs {
+        let path = |name: &str| root.join(name).display().to_string();
+        let (ti, tl) = (path("train/images"), path("train/labels"));
+        let (vi, vl) = (path("val/images"), path("val/labels"));
+        let (bundle, classes) = (path("bundle"), path("classes.txt"));
+        let fixed = [
+            "--bundle",
+            &bundle,
+            "--train-images",
+            &ti,
+            "--train-labels",
+            &tl,
+            "--images",
+            &vi,
+            "--labels",
+            &vl,
+            "--classes",
+            &classes,
+            "--backend",
+            "rten",
+            "--short-side",
+            "64",
+        ];
+        parse(&[&fixed[..], more].concat())
+    }
+
+    fn report(args: &FolderArgs) -> MiouReport {
+        let model = args.model.open().unwrap();
+        let classes = Classes::read(&args.classes.classes, 255).unwrap();
+        let open = |images, labels| {
+            SegmentationDataset::open_folders(images, labels, classes.clone(), None).unwrap()
+        };
+        let train = open(&args.train_images, &args.train_labels);
+        let val = open(&args.images, &args.labels);
+        let clusters = args.method.clusters();
+        let prototypes = classes::prototypes(&model, &train, 64, &clusters, &|| ()).unwrap();
+        let classifier =
+            Classifier::Neighbours { prototypes, k: args.method.neighbours.into(), clusters };
+        let scales: &[f64] = if args.method.multi_scale { &SCALES } else { &[1.0] };
+        classes::score(&model, &val, 64, &classifier, scales, &|| ()).unwrap().report()
+    }
+
+    #[test]
+    fn colours_that_the_network_tells_apart_are_classified() {
+        let root = fixture();
+        for more in [&[][..], &["--cluster", "grid"], &["--multi-scale", "--rounds", "5"]] {
+            let args = folder_args(root.path(), &[more, &["--neighbours", "5"]].concat());
+            assert_eq!(report(&args).mean_all, 1.0, "{more:?}");
+            folder(&args, true).unwrap();
+        }
+        folder(&folder_args(root.path(), &[]), false).unwrap();
+    }
+
+    #[test]
+    fn a_linear_classifier_must_fit_and_needs_no_training_images() {
+        let root = fixture();
+        let path = root.path().join("linear.safetensors");
+        let mut linear =
+            LinearClassifier { classes: 3, dim: 32, weight: vec![0.0; 96], bias: vec![0.0; 3] };
+        linear.write(&path).unwrap();
+        let given = path.display().to_string();
+        let args = folder_args(root.path(), &["--linear", &given]);
+        let text = folder(&args, true).unwrap_err().to_string();
+        assert!(text.contains("3 classes and 32 dimensions"), "{text}");
+        (linear.classes, linear.weight, linear.bias) = (2, vec![0.0; 64], vec![0.0, 1.0]);
+        linear.write(&path).unwrap();
+        std::fs::remove_dir_all(root.path().join("train")).unwrap();
+        folder(&args, true).unwrap();
+        folder(&folder_args(root.path(), &["--linear", &given, "--multi-scale"]), true).unwrap();
+    }
+
+    #[test]
+    fn concepts_of_labelled_images_are_counted() {
+        let root = fixture();
+        let path = |name: &str| root.path().join(name).display().to_string();
+        let (bundle, data, classes) = (path("bundle"), path("val"), path("classes.txt"));
+        let args: ConceptArgs = parse(&[
+            "--bundle",
+            &bundle,
+            "--data",
+            "folder",
+            "--root",
+            &data,
+            "--classes",
+            &classes,
+            "--backend",
+            "rten",
+            "--short-side",
+            "64",
+        ]);
+        concepts(&args, true).unwrap();
+        concepts(&args, false).unwrap();
+        let set = args.open().unwrap();
+        let settings = SegmentationConfig::default();
+        let model = args.model.open().unwrap();
+        let counts = purity::count(&model, &set, 64, &settings, 0, &|| ()).unwrap();
+        let report = counts.report(1);
+        assert!(report.segments >= 6 && report.used >= 1);
+    }
+}
