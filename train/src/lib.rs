@@ -15,6 +15,7 @@ pub mod interrupt;
 pub mod losses;
 pub mod network;
 pub mod optimizer;
+pub mod probe;
 pub mod progress;
 pub mod state;
 pub mod tensorboard;
