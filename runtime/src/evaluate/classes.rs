@@ -269,7 +269,11 @@ impl Predictor {
 
 fn softmax(scores: &mut [f32]) {
     let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    scores.iter_mut().for_each(|score| *score = (*score - highest).exp());
+    for score in scores.iter_mut() {
+        *score = (*score - highest).exp();
+    }
     let sum: f32 = scores.iter().sum();
-    scores.iter_mut().for_each(|score| *score /= sum);
+    for score in scores {
+        *score /= sum;
+    }
 }

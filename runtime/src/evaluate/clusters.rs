@@ -113,7 +113,9 @@ impl Clusterer {
         let mut winners = Vec::new();
         let grid = (map.height, map.width);
         self.upsampler.argmax(&self.scores, grid, None, size, &mut winners);
-        winners.iter_mut().for_each(|winner| *winner = present[usize::from(*winner)]);
+        for winner in &mut winners {
+            *winner = present[usize::from(*winner)];
+        }
         winners
     }
 

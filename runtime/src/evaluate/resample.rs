@@ -47,7 +47,9 @@ pub(super) fn normalise(map: &mut [f32], dim: usize) {
         let length = pixel.iter().map(|v| v * v).sum::<f32>().sqrt();
         // The epsilon of torch.nn.functional.normalize.
         let scale = 1.0 / length.max(1e-12);
-        pixel.iter_mut().for_each(|v| *v *= scale);
+        for value in pixel {
+            *value *= scale;
+        }
     }
 }
 

@@ -42,7 +42,7 @@ pub enum Command {
     /// cluster of a validation image takes the class of most of its nearest prototypes. All
     /// files are checked before the work starts.
     Voc(segmentation::VocArgs),
-    /// The same on CamVid (11 classes; SegNet's folders).
+    /// The same on `CamVid` (11 classes; the folders of `SegNet`).
     Camvid(segmentation::CamVidArgs),
     /// The same on any folders of images and label PNGs.
     Folder(segmentation::FolderArgs),

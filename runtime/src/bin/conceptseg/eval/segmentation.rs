@@ -90,7 +90,7 @@ pub struct VocArgs {
     model: ModelArgs,
     #[command(flatten)]
     method: MethodArgs,
-    /// Folder of the data set: VOC2012, or one with <split>/JPEGImages and lists/<split>.txt.
+    /// Folder of the data set: VOC2012, or one with `<split>/JPEGImages` and `lists/<split>.txt`.
     #[arg(long, value_name = "DIR")]
     root: PathBuf,
     /// List of the training images instead of the data set's own.
@@ -218,7 +218,7 @@ pub fn voc(args: &VocArgs, json: bool) -> Result<()> {
         None => Some(open(voc::Split::Train, &args.train_list)?),
     };
     let val = open(voc::Split::Val, &args.val_list)?;
-    evaluate("PASCAL VOC", &args.model, &args.method, train, &val, json)
+    evaluate("PASCAL VOC", &args.model, &args.method, train.as_ref(), &val, json)
 }
 
 pub fn camvid(args: &CamVidArgs, json: bool) -> Result<()> {
@@ -227,7 +227,7 @@ pub fn camvid(args: &CamVidArgs, json: bool) -> Result<()> {
         None => Some(camvid::open(&args.root, "train", args.limit)?),
     };
     let val = camvid::open(&args.root, &args.split, args.limit)?;
-    evaluate("CamVid", &args.model, &args.method, train, &val, json)
+    evaluate("CamVid", &args.model, &args.method, train.as_ref(), &val, json)
 }
 
 pub fn folder(args: &FolderArgs, json: bool) -> Result<()> {
@@ -240,7 +240,7 @@ pub fn folder(args: &FolderArgs, json: bool) -> Result<()> {
         None => Some(open(&args.train_images, &args.train_labels)?),
     };
     let val = open(&args.images, &args.labels)?;
-    evaluate("folder", &args.model, &args.method, train, &val, json)
+    evaluate("folder", &args.model, &args.method, train.as_ref(), &val, json)
 }
 
 /// Runs the protocol on an opened data set and prints the outcome.
@@ -248,7 +248,7 @@ fn evaluate(
     name: &str,
     model_args: &ModelArgs,
     method: &MethodArgs,
-    train: Option<SegmentationDataset>,
+    train: Option<&SegmentationDataset>,
     val: &SegmentationDataset,
     json: bool,
 ) -> Result<()> {
@@ -258,7 +258,7 @@ fn evaluate(
     let clusters = method.clusters();
     let mut description = model_args.describe(&model);
     description["dataset"] = name.into();
-    let classifier = if let Some(train) = &train {
+    let classifier = if let Some(train) = train {
         let bar = progress_bar("prototypes", train.images.len())?;
         let prototypes = classes::prototypes(&model, train, short_side, &clusters, &|| bar.inc(1))?;
         bar.finish_and_clear();
@@ -318,10 +318,8 @@ pub fn concepts(args: &ConceptArgs, json: bool) -> Result<()> {
     let start = Instant::now();
     let settings = SegmentationConfig { grid: args.grid, iterations: args.rounds };
     let bar = progress_bar("labelled", set.images.len())?;
-    let counts =
-        purity::count(&model, &set, args.model.short_side, &settings, args.min_area, &|| {
-            bar.inc(1)
-        })?;
+    let (short_side, tick) = (args.model.short_side, || bar.inc(1));
+    let counts = purity::count(&model, &set, short_side, &settings, args.min_area, &tick)?;
     bar.finish_and_clear();
     let report = counts.report(args.min_segments);
     let seconds = start.elapsed().as_secs_f64();
