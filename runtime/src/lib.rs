@@ -43,6 +43,7 @@ pub mod datasets;
 mod dot;
 pub mod embed;
 pub mod errors;
+pub mod evaluate;
 pub mod files;
 pub mod frame;
 pub mod labels;

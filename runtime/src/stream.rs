@@ -246,17 +246,23 @@ impl StreamState {
 
     /// Width and height of the network's input for a frame.
     fn input_size(&self, width: u32, height: u32) -> (u32, u32) {
-        let entry = &self.model.bundle().manifest.embedder;
-        match entry.size {
-            SizeRule::Fixed([h, w]) => (w, h),
-            SizeRule::Dynamic => {
-                // The short side is a multiple of the stride too, not only of 8. The long side is one
-                // of 64, which every usual stride divides.
-                let stride = u32::try_from(entry.stride).unwrap_or(u32::MAX).max(1);
-                let steps = self.config.short_side.saturating_add(stride / 2) / stride;
-                let short = steps.max(1).saturating_mul(stride);
-                network_size(width, height, short)
-            }
+        input_size(&self.model, width, height, self.config.short_side)
+    }
+}
+
+/// Width and height of the network's input for a frame that is brought to `short_side`; bundles
+/// of a fixed size ignore that.
+pub(crate) fn input_size(model: &Model, width: u32, height: u32, short_side: u32) -> (u32, u32) {
+    let entry = &model.bundle().manifest.embedder;
+    match entry.size {
+        SizeRule::Fixed([h, w]) => (w, h),
+        SizeRule::Dynamic => {
+            // The short side is a multiple of the stride too, not only of 8. The long side is one
+            // of 64, which every usual stride divides.
+            let stride = u32::try_from(entry.stride).unwrap_or(u32::MAX).max(1);
+            let steps = short_side.saturating_add(stride / 2) / stride;
+            let short = steps.max(1).saturating_mul(stride);
+            network_size(width, height, short)
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod losses;
 pub mod network;
 pub mod objective;
 pub mod optimizer;
+pub mod probe;
 pub mod progress;
 pub mod report;
 pub mod state;

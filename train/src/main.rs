@@ -31,6 +31,8 @@ enum Command {
     Segments(commands::segments::Args),
     /// Write a trained network as an ONNX file in single, half or 8-bit precision.
     Export(commands::export::Args),
+    /// Train a linear classifier on the embeddings of a bundle, to tell how much they hold.
+    LinearProbe(commands::linear_probe::Args),
     /// Print a recipe with all of its keys, those absent from the file with their defaults.
     Config {
         /// Recipe to read; the paper's where none is given.
@@ -53,6 +55,9 @@ fn main() -> ExitCode {
         Command::Train(args) => commands::train::run(&args),
         Command::Segments(args) => commands::segments::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Export(args) => commands::export::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::LinearProbe(args) => {
+            commands::linear_probe::run(&args).map(|()| ExitCode::SUCCESS)
+        }
         Command::Config { recipe } => print_config(recipe.as_deref()).map(|()| ExitCode::SUCCESS),
     };
     match result {

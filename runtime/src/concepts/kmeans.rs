@@ -17,7 +17,7 @@ const PLACE: usize = 2;
 
 /// The clusters of one map; keeps its scratch.
 #[derive(Debug, Default)]
-pub(super) struct Clusters {
+pub(crate) struct Clusters {
     /// Channels of a feature: those of the embedding and [`PLACE`].
     channels: usize,
     /// Features, `[cells, channels]`.
@@ -30,6 +30,8 @@ pub(super) struct Clusters {
     count: usize,
     /// Cluster of each cell, `[cells]`.
     labels: Vec<u8>,
+    /// Those of the round before.
+    previous: Vec<u8>,
     /// Centroid features, `[count, channels]`; zero for clusters without cells.
     centroids: Vec<f32>,
     /// Cells of each cluster when its centroid was computed, `[count]`.
@@ -37,35 +39,53 @@ pub(super) struct Clusters {
     /// The centroids in the layout of the dot products, `[groups, channels]`.
     vectors: Vec<[f32; GROUP]>,
     /// Normalised means of the embeddings of each cluster, `[count, dim]`.
-    pub(super) prototypes: Vec<f32>,
+    pub(crate) prototypes: Vec<f32>,
 }
 
 impl Clusters {
     /// Clusters `embeddings` (`[height, width, dim]`) from `grid` x `grid` blocks in
     /// `rounds` rounds. `grid` is 1..=15; no size may be 0.
-    pub(super) fn run(
+    pub(crate) fn run(
+        &mut self,
+        embeddings: &[f32],
+        size: (usize, usize, usize),
+        grid: usize,
+        rounds: usize,
+    ) {
+        self.run_where(embeddings, size, grid, rounds, |_| true);
+    }
+
+    /// Like [`Clusters::run`], without the cells whose index `takes_part` refuses: they move
+    /// no centroid and belong to no prototype. They get labels nevertheless.
+    pub(crate) fn run_where(
         &mut self,
         embeddings: &[f32],
         (height, width, dim): (usize, usize, usize),
         grid: usize,
         rounds: usize,
+        takes_part: impl Fn(usize) -> bool,
     ) {
         self.set_features(embeddings, (height, width, dim));
         self.start(height, width, grid);
         for _ in 0..rounds {
-            self.update();
+            self.update(&takes_part);
+            self.previous.clone_from(&self.labels);
             self.assign(width);
+            // Equal labels give equal centroids: no later round would change anything.
+            if self.previous == self.labels {
+                break;
+            }
         }
-        self.set_prototypes(embeddings, dim);
+        self.set_prototypes(embeddings, dim, takes_part);
     }
 
     /// Number of clusters, at most `grid * grid`; some may have no cell.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.count
     }
 
     /// Clusters of the cells, row by row.
-    pub(super) fn labels(&self) -> &[u8] {
+    pub(crate) fn labels(&self) -> &[u8] {
         &self.labels
     }
 
@@ -75,7 +95,7 @@ impl Clusters {
     /// its length does not change which cluster wins, and without it the score is linear
     /// in embedding and place, so that upsampled scores are the scores of the upsampled
     /// embedding.
-    pub(super) fn scores(&self, clusters: &[u8], out: &mut Vec<f32>) {
+    pub(crate) fn scores(&self, clusters: &[u8], out: &mut Vec<f32>) {
         out.clear();
         for &cluster in clusters {
             let centroid = &self.centroids[usize::from(cluster) * self.channels..][..self.channels];
@@ -113,13 +133,14 @@ impl Clusters {
     }
 
     /// Centroids from labels.
-    fn update(&mut self) {
+    fn update(&mut self, takes_part: impl Fn(usize) -> bool) {
         let channels = self.channels;
         self.centroids.clear();
         self.centroids.resize(self.count * channels, 0.0);
         self.members.clear();
         self.members.resize(self.count, 0);
-        for (feature, &label) in self.features.chunks_exact(channels).zip(&self.labels) {
+        let cells = self.features.chunks_exact(channels).zip(&self.labels).enumerate();
+        for (_, (feature, &label)) in cells.filter(|(cell, _)| takes_part(*cell)) {
             let label = usize::from(label);
             self.members[label] += 1;
             let sum = &mut self.centroids[label * channels..][..channels];
@@ -150,10 +171,16 @@ impl Clusters {
         });
     }
 
-    fn set_prototypes(&mut self, embeddings: &[f32], dim: usize) {
+    fn set_prototypes(
+        &mut self,
+        embeddings: &[f32],
+        dim: usize,
+        takes_part: impl Fn(usize) -> bool,
+    ) {
         self.prototypes.clear();
         self.prototypes.resize(self.count * dim, 0.0);
-        for (embedding, &label) in embeddings.chunks_exact(dim).zip(&self.labels) {
+        let cells = embeddings.chunks_exact(dim).zip(&self.labels).enumerate();
+        for (_, (embedding, &label)) in cells.filter(|(cell, _)| takes_part(*cell)) {
             let sum = &mut self.prototypes[usize::from(label) * dim..][..dim];
             sum.iter_mut().zip(embedding).for_each(|(sum, value)| *sum += value);
         }
@@ -223,7 +250,7 @@ fn normalise(vector: &mut [f32]) -> f32 {
 }
 
 /// Dot product in four partial sums, which the compiler keeps in one register.
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (a4, a_rest) = a.as_chunks::<4>();
     let (b4, b_rest) = b.as_chunks::<4>();
     let mut sums = [0.0f32; 4];
@@ -320,7 +347,7 @@ mod tests {
             for _ in 0..5 {
                 // From the same labels each time, so that rounding cannot add up.
                 let round = Round::new(&data, size, clusters.labels());
-                clusters.update();
+                clusters.update(|_| true);
                 clusters.assign(width);
                 for (cell, &label) in clusters.labels().iter().enumerate() {
                     let best = (0..clusters.count()).map(|k| round.score(cell, k))
@@ -361,7 +388,7 @@ mod tests {
         clusters.set_features(&[-1.0, -1.0, -1.0, -1.0], (1, 4, 1));
         clusters.start(1, 4, 4);
         clusters.labels.copy_from_slice(&[0, 0, 3, 3]);
-        clusters.update();
+        clusters.update(|_| true);
         // The zero centroids of 1 and 2 would beat negative scores.
         clusters.assign(4);
         assert!(clusters.labels().iter().all(|&l| l == 0 || l == 3));

@@ -6,7 +6,7 @@
 //! size, where the upsampled scores of two clusters cross.
 
 mod codebook;
-mod kmeans;
+pub(crate) mod kmeans;
 mod merge;
 
 use crate::bundle::Codebook;

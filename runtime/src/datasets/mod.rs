@@ -3,7 +3,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub mod camvid;
 pub mod davis;
+pub mod segmentation;
+pub mod voc;
 
 /// The files directly inside `folder` whose ending is one of `extensions` (lower case),
 /// sorted by name.

@@ -12,7 +12,7 @@ use conceptseg::metrics::davis::{DavisReport, Figures, Layout};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// A line below the header and none elsewhere.
-const STYLE: TableStyle =
+pub const STYLE: TableStyle =
     TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
 /// Which sequences to work on.

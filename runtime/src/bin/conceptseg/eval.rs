@@ -1,5 +1,7 @@
-//! `conceptseg eval davis`: carries the first masks of a data set's sequences and scores
-//! the outcome, through the same code that live streams use.
+//! `conceptseg eval`: scores a bundle on data sets, through the same code that live streams use.
+//! Here: `davis`, which carries the first masks of sequences.
+
+mod segmentation;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -33,6 +35,19 @@ pub enum Command {
     /// of `metrics davis`. The speed counts frame preparation, network and propagation, but
     /// not reading files and scoring.
     Davis(DavisArgs),
+    /// Classify the pixels of PASCAL VOC by their nearest labelled prototypes and score mIoU.
+    ///
+    /// Pixels are clustered image by image (k-means on embedding and place), clusters of
+    /// the training images become prototypes with the class of most of their pixels, and each
+    /// cluster of a validation image takes the class of most of its nearest prototypes. All
+    /// files are checked before the work starts.
+    Voc(segmentation::VocArgs),
+    /// The same on `CamVid` (11 classes; the folders of `SegNet`).
+    Camvid(segmentation::CamVidArgs),
+    /// The same on any folders of images and label PNGs.
+    Folder(segmentation::FolderArgs),
+    /// Purity of the concepts of the live path: how far the segments of each show one class.
+    Concepts(segmentation::ConceptArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -133,6 +148,10 @@ struct Speed {
 pub fn run(command: &Command, json: bool) -> Result<()> {
     match command {
         Command::Davis(args) => davis(args, json),
+        Command::Voc(args) => segmentation::voc(args, json),
+        Command::Camvid(args) => segmentation::camvid(args, json),
+        Command::Folder(args) => segmentation::folder(args, json),
+        Command::Concepts(args) => segmentation::concepts(args, json),
     }
 }
 

@@ -1,0 +1,131 @@
+//! Evaluation of a model on labelled images: joins data sets, model and metrics.
+//!
+//! [`classes`] scores how well embeddings tell classes apart (nearest neighbours among
+//! prototypes of labelled images, or a linear classifier); [`purity`] scores the concepts that
+//! the live path gives. Images are worked on in parallel; results do not depend on the number
+//! of threads.
+
+pub mod classes;
+mod clusters;
+pub mod linear;
+pub mod neighbours;
+pub mod purity;
+mod resample;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use image::RgbImage;
+use rayon::prelude::*;
+
+use crate::concepts::ConceptError;
+use crate::datasets::segmentation::{LabelledImage, SegmentationDataset, SegmentationError};
+use crate::embed::{EmbedError, EmbeddingMap, Model};
+use crate::frame::{FrameError, FrameView, Normalization, Preprocessor};
+use crate::labels::LabelMap;
+use crate::metrics::miou::MiouError;
+use crate::stream::input_size;
+
+/// Why an evaluation stopped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvaluateError {
+    /// A file of the data set could not be used.
+    #[error(transparent)]
+    Dataset(#[from] SegmentationError),
+    /// The image could not be prepared for the network.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The network could not be run.
+    #[error(transparent)]
+    Embed(#[from] EmbedError),
+    /// The image could not be labelled with concepts.
+    #[error(transparent)]
+    Concepts(#[from] ConceptError),
+    /// Prediction and ground truth do not fit together.
+    #[error("cannot score {path}: {source}")]
+    Score {
+        /// The labels.
+        path: PathBuf,
+        /// What does not fit.
+        source: MiouError,
+    },
+    /// A setting is out of range.
+    #[error("the setting {setting} is {value}; it must be {allowed}")]
+    Setting {
+        /// Its name.
+        setting: &'static str,
+        /// Its value.
+        value: String,
+        /// The allowed values.
+        allowed: &'static str,
+    },
+    /// A classifier cannot be used.
+    #[error("{path}: {what}")]
+    Classifier {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, as a sentence.
+        what: String,
+    },
+}
+
+/// Embeds still images as a stream embeds its frames; keeps its scratch.
+#[derive(Debug)]
+pub struct Embedder {
+    model: Arc<Model>,
+    preprocessor: Preprocessor,
+    short_side: u32,
+    input: Vec<f32>,
+    output: Vec<f32>,
+    map: EmbeddingMap,
+}
+
+impl Embedder {
+    /// For images brought to `short_side` pixels; bundles of a fixed size ignore that.
+    pub fn new(model: &Arc<Model>, short_side: u32) -> Self {
+        let entry = &model.bundle().manifest.input;
+        Self {
+            preprocessor: Preprocessor::new(Normalization { mean: entry.mean, std: entry.std }),
+            model: Arc::clone(model),
+            short_side,
+            input: Vec::new(),
+            output: Vec::new(),
+            map: EmbeddingMap::default(),
+        }
+    }
+
+    /// The embeddings of `image`, seen at `scale` times the short side.
+    pub fn embed(&mut self, image: &RgbImage, scale: f64) -> Result<&EmbeddingMap, EvaluateError> {
+        let (width, height) = image.dimensions();
+        let short_side = (f64::from(self.short_side) * scale).round() as u32;
+        let (w, h) = input_size(&self.model, width, height, short_side);
+        let view = FrameView::rgb(width, height, image.as_raw())?;
+        self.preprocessor.run(&view, w, h, &mut self.input)?;
+        let (w, h) = (w as usize, h as usize);
+        self.model.embed(&self.input, w, h, &mut self.output, &mut self.map)?;
+        Ok(&self.map)
+    }
+}
+
+/// Runs `work` on every image and its labels, on all cores, and gives the results in the order
+/// of the list. `init` makes what one thread keeps; `tick` is called after each image.
+fn for_each_image<T: Send, R: Send>(
+    set: &SegmentationDataset,
+    init: impl Fn() -> T + Sync + Send,
+    work: impl Fn(&mut T, &LabelledImage, &RgbImage, &LabelMap) -> Result<R, EvaluateError>
+    + Sync
+    + Send,
+    tick: &(dyn Fn() + Sync),
+) -> Result<Vec<R>, EvaluateError> {
+    set.images
+        .par_iter()
+        .with_max_len(1)
+        .map_init(init, |state, one| {
+            let (image, labels) = (one.read_image()?, one.read_labels()?);
+            let result = work(state, one, &image, &labels);
+            tick();
+            result
+        })
+        .collect()
+}

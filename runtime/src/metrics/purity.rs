@@ -1,0 +1,142 @@
+//! Purity of concepts: how far the segments of one concept show one class.
+//!
+//! A segment's class is the most frequent one among its labelled pixels; segments without any
+//! are dropped. The purity of a concept is the share of its segments in its most frequent class.
+
+/// Bins of the histogram over purities.
+pub const BINS: usize = 10;
+
+/// Purity above which a concept counts as pure.
+pub const PURE: f64 = 0.8;
+
+/// Segments by concept and class.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PurityCounts {
+    classes: usize,
+    /// `[concepts, classes]`.
+    counts: Vec<u64>,
+    /// Segments without a labelled pixel.
+    unlabelled: u64,
+}
+
+/// What the counts come to.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct PurityReport {
+    /// Concepts of the dictionary.
+    pub concepts: usize,
+    /// Concepts with at least one labelled segment.
+    pub used: usize,
+    /// Concepts with enough segments to be scored.
+    pub scored: usize,
+    /// Segments with a class.
+    pub segments: u64,
+    /// Segments without a labelled pixel, left out.
+    pub unlabelled: u64,
+    /// Mean over the scored concepts, 0..1; 0 where there is none.
+    pub mean: f64,
+    /// Mean over the scored concepts weighted by their segments, 0..1.
+    pub mean_weighted: f64,
+    /// Share of the scored concepts with a purity above 0.8.
+    pub above_80: f64,
+    /// Scored concepts by purity: 0 to below 0.1, …, 0.9 to 1.
+    pub histogram: [usize; BINS],
+    /// The scored concepts, in the order of the dictionary.
+    pub per_concept: Vec<ConceptPurity>,
+}
+
+/// One scored concept.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct ConceptPurity {
+    /// Row of the dictionary.
+    pub concept: usize,
+    /// Its most frequent class; of equal ones the lowest.
+    pub class: usize,
+    /// Its labelled segments.
+    pub segments: u64,
+    /// Share of them in that class, 0..1.
+    pub purity: f64,
+}
+
+impl PurityCounts {
+    /// No segments yet.
+    pub fn new(concepts: usize, classes: usize) -> Self {
+        Self { classes, counts: vec![0; concepts * classes], unlabelled: 0 }
+    }
+
+    /// Adds a segment of `concept` whose labelled pixels are `pixels`, one number for each class.
+    pub fn add(&mut self, concept: usize, pixels: &[u64]) {
+        // `max_by_key` gives the last of equal ones, hence the reversed order.
+        match (0..self.classes).rev().max_by_key(|&c| pixels[c]) {
+            Some(class) if pixels[class] > 0 => self.counts[concept * self.classes + class] += 1,
+            _ => self.unlabelled += 1,
+        }
+    }
+
+    /// Adds the segments of other images, for the same concepts and classes.
+    #[must_use]
+    pub fn merged(mut self, other: &Self) -> Self {
+        self.counts.iter_mut().zip(&other.counts).for_each(|(a, b)| *a += b);
+        self.unlabelled += other.unlabelled;
+        self
+    }
+
+    /// The figures over concepts with at least `min_segments` (1 or more) labelled segments.
+    pub fn report(&self, min_segments: u64) -> PurityReport {
+        let rows = || self.counts.chunks_exact(self.classes);
+        let mut per_concept = Vec::new();
+        for (concept, row) in rows().enumerate() {
+            let segments: u64 = row.iter().sum();
+            if segments < min_segments.max(1) {
+                continue;
+            }
+            let class = (0..self.classes).rev().max_by_key(|&c| row[c]).unwrap_or(0);
+            let purity = row[class] as f64 / segments as f64;
+            per_concept.push(ConceptPurity { concept, class, segments, purity });
+        }
+        let n = per_concept.len().max(1) as f64;
+        let mut histogram = [0; BINS];
+        for one in &per_concept {
+            histogram[((one.purity * BINS as f64) as usize).min(BINS - 1)] += 1;
+        }
+        let scored_segments: u64 = per_concept.iter().map(|c| c.segments).sum();
+        let weighted: f64 = per_concept.iter().map(|c| c.purity * c.segments as f64).sum();
+        PurityReport {
+            concepts: rows().len(),
+            used: rows().filter(|row| row.iter().any(|&count| count > 0)).count(),
+            scored: per_concept.len(),
+            segments: self.counts.iter().sum(),
+            unlabelled: self.unlabelled,
+            mean: per_concept.iter().map(|c| c.purity).sum::<f64>() / n,
+            mean_weighted: weighted / scored_segments.max(1) as f64,
+            above_80: per_concept.iter().filter(|c| c.purity > PURE).count() as f64 / n,
+            histogram,
+            per_concept,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn purity_is_the_share_of_segments_in_the_majority_class() {
+        let mut counts = PurityCounts::new(4, 3);
+        for pixels in [[5, 1, 0], [9, 0, 0], [0, 2, 2], [3, 0, 0]] {
+            counts.add(1, &pixels);
+        }
+        counts.add(3, &[0, 0, 7]);
+        counts.add(3, &[0, 0, 0]);
+        let report = counts.report(1);
+        assert_eq!((report.concepts, report.used, report.scored), (4, 2, 2));
+        assert_eq!((report.segments, report.unlabelled), (5, 1));
+        // A tie between two classes goes to the lower one.
+        let first = &report.per_concept[0];
+        assert_eq!((first.concept, first.class, first.segments, first.purity), (1, 0, 4, 0.75));
+        assert_eq!((report.mean, report.mean_weighted, report.above_80), (0.875, 0.8, 0.5));
+        assert_eq!(report.histogram, [0, 0, 0, 0, 0, 0, 0, 1, 0, 1]);
+        let strict = counts.report(2);
+        assert_eq!((strict.used, strict.scored, strict.mean), (2, 1, 0.75));
+        assert_eq!(PurityCounts::new(2, 2).report(1).mean, 0.0);
+    }
+}
