@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use conceptseg_train::config::TrainConfig;
 use conceptseg_train::data::{Dataset, DatasetConfig};
 use conceptseg_train::export::bundle::write_bundle;
+use conceptseg_train::distributed::Place;
 use conceptseg_train::interrupt::{self, INTERRUPTED};
 use conceptseg_train::trainer::{self, Outcome, RunOptions};
 
@@ -49,11 +50,12 @@ pub struct Args {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum DeviceChoice {
-    /// The first CUDA device where libtorch finds one, else the CPU.
+    /// A CUDA device where libtorch finds one (that of `LOCAL_RANK`, else the first), else the
+    /// CPU.
     Auto,
     /// The CPU.
     Cpu,
-    /// The first CUDA device.
+    /// The CUDA device of `LOCAL_RANK`, else the first.
     Cuda,
 }
 
@@ -67,7 +69,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         config.seed = seed;
     }
     config.check()?;
-    let device = device(args.device)?;
+    let place = Place::read(|name| std::env::var(name).ok())?;
+    let device = device(args.device, place.as_ref().map_or(0, |place| place.local_rank))?;
     // A run of hours must not end at a folder that cannot be written.
     std::fs::create_dir_all(&args.out)
         .and_then(|()| tempfile::tempfile_in(&args.out).map(drop))
@@ -91,6 +94,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         name.push("-log");
         name.into()
     });
+    let processes = place.as_ref().map(|place| place.connect(device)).transpose()?;
     let stop = interrupt::stop_flag().context("cannot listen for Ctrl-C")?;
     let options = RunOptions {
         backbone: args.backbone.as_deref(),
@@ -98,6 +102,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         device,
         resume: args.resume,
         stop: &stop,
+        processes: processes.as_deref(),
     };
     let trained = match trainer::train(&config, &dataset, &options)? {
         Outcome::Finished(trained) => trained,
@@ -111,6 +116,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             return Ok(ExitCode::from(INTERRUPTED));
         }
     };
+    if place.is_some_and(|place| place.rank != 0) {
+        return Ok(ExitCode::SUCCESS);
+    }
     // From here on there is no step to finish: the next Ctrl-C ends the program at once.
     stop.store(true, Ordering::SeqCst);
     tracing::info!(
@@ -130,7 +138,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn device(choice: DeviceChoice) -> Result<tch::Device> {
+fn device(choice: DeviceChoice, index: usize) -> Result<tch::Device> {
     let found = tch::Cuda::is_available();
     match choice {
         DeviceChoice::Cuda if !found => {
@@ -138,8 +146,8 @@ fn device(choice: DeviceChoice) -> Result<tch::Device> {
                 "libtorch finds no CUDA device; use --device cpu, or install a CUDA build of torch"
             )
         }
-        DeviceChoice::Cuda => Ok(tch::Device::Cuda(0)),
-        DeviceChoice::Auto if found => Ok(tch::Device::Cuda(0)),
+        DeviceChoice::Cuda => Ok(tch::Device::Cuda(index)),
+        DeviceChoice::Auto if found => Ok(tch::Device::Cuda(index)),
         DeviceChoice::Auto | DeviceChoice::Cpu => Ok(tch::Device::Cpu),
     }
 }

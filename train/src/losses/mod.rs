@@ -212,23 +212,48 @@ pub fn compute(
     memory: &MemoryBank,
     step: u64,
 ) -> Result<LossParts, LossError> {
-    config.validate()?;
-    check_shapes(embeddings, ids, image_ids, dictionary, memory)?;
-    let embeddings = match embeddings.kind() {
-        Kind::Half | Kind::BFloat16 => embeddings.to_kind(Kind::Float),
-        _ => embeddings.shallow_clone(),
-    };
-
+    let embeddings = check_input(config, embeddings, ids, image_ids, dictionary, memory)?;
     let pixels = segments::pixels(&embeddings, ids, config.upsample)?;
     let (images, view_image) = segments::distinct_images(image_ids);
     let segments = Segments::pool(&pixels, &view_image);
-    let candidates = Candidates::new(&segments, &images, memory);
+    Ok(evaluate(config, &pixels.z, &segments, images, dictionary, memory, step))
+}
+
+/// Checks the arguments of [`compute`]; returns the embeddings in at least single precision.
+pub(crate) fn check_input(
+    config: &LossConfig,
+    embeddings: &Tensor,
+    ids: &Tensor,
+    image_ids: &[i64],
+    dictionary: &Dictionary,
+    memory: &MemoryBank,
+) -> Result<Tensor, LossError> {
+    config.validate()?;
+    check_shapes(embeddings, ids, image_ids, dictionary, memory)?;
+    Ok(match embeddings.kind() {
+        Kind::Half | Kind::BFloat16 => embeddings.to_kind(Kind::Float),
+        _ => embeddings.shallow_clone(),
+    })
+}
+
+/// The losses of the pixels `z` (`[P, D]`), each in one of the `segments` of the distinct
+/// `images`; there may be segments without a pixel among them.
+pub(crate) fn evaluate(
+    config: &LossConfig,
+    z: &Tensor,
+    segments: &Segments,
+    images: Vec<i64>,
+    dictionary: &Dictionary,
+    memory: &MemoryBank,
+    step: u64,
+) -> LossParts {
+    let candidates = Candidates::new(segments, &images, memory);
     let concepts = dictionary.assign(&candidates.z);
     let own_concepts = concepts.narrow(0, 0, segments.len());
 
     let affinity = Affinity::new(
-        &pixels.z,
-        &segments,
+        z,
+        segments,
         &candidates,
         config.kappa,
         config.mask_own_image,
@@ -236,14 +261,14 @@ pub fn compute(
     );
     let local = local::loss(&affinity);
     let quantization = quantization::loss(
-        &segments,
+        segments,
         &dictionary.codebook,
         &own_concepts,
         config.beta,
         config.vq_reduce,
     );
     let cooccurrence =
-        cooccurrence::loss(&affinity, &segments, &candidates, &concepts, dictionary.len());
+        cooccurrence::loss(&affinity, segments, &candidates, &concepts, dictionary.len());
 
     let mut total = &local + &quantization * config.lambda_v;
     if step >= config.cooc_start {
@@ -251,7 +276,7 @@ pub fn compute(
     }
     let code_use = CodeUse::count(&own_concepts, dictionary.len());
     let stats = LossStats {
-        pixels: pixels.z.size()[0],
+        pixels: z.size()[0],
         segments: segments.len(),
         memory_segments: candidates.len() - segments.len(),
         codes_used: code_use.used(),
@@ -263,7 +288,7 @@ pub fn compute(
         image_ids: images,
         step,
     };
-    Ok(LossParts { local, quantization, cooccurrence, total, stats, code_use, entry })
+    LossParts { local, quantization, cooccurrence, total, stats, code_use, entry }
 }
 
 fn check_shapes(
