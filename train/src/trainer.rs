@@ -220,9 +220,8 @@ impl<'a> Run<'a> {
         if let Some(all) = options.processes {
             first = all.rank() == 0;
             batches.part = BatchPart { index: all.rank(), of: all.size() };
-            let hash = checkpoint::fingerprint(config, &images, &state).map_err(|e| CheckpointError::Write {
-                path: checkpoint.clone(),
-                source: e.into(),
+            let hash = checkpoint::fingerprint(config, &images, &state).map_err(|e| {
+                CheckpointError::Write { path: checkpoint.clone(), source: e.into() }
             })?;
             all.agree("recipe, list of images, version or checkpoint", &hash)?;
             let mut tensors: Vec<Tensor> =
@@ -321,12 +320,7 @@ impl<'a> Run<'a> {
     }
 
     /// Adds the gradient of the next batch that has segments.
-    fn add_batch(
-        &mut self,
-        rate: f64,
-        last: bool,
-        sums: &mut StepSums,
-    ) -> Result<(), TrainError> {
+    fn add_batch(&mut self, rate: f64, last: bool, sums: &mut StepSums) -> Result<(), TrainError> {
         let (batch, parts, joint) = self.losses_of_next(sums)?;
         let losses_done = Instant::now();
         let total = parts.total.double_value(&[]);
@@ -451,10 +445,8 @@ fn losses_of(
     let ViewTensors { ids, image_ids, .. } = views;
     let TrainState { dictionary, memory, step, .. } = state;
     match processes {
-        Some(all) => {
-            joint::compute(all, config, output, ids, image_ids, dictionary, memory, *step)
-                .map(|(parts, graph)| (parts, Some(graph)))
-        }
+        Some(all) => joint::compute(all, config, output, ids, image_ids, dictionary, memory, *step)
+            .map(|(parts, graph)| (parts, Some(graph))),
         None => losses::compute(config, output, ids, image_ids, dictionary, memory, *step)
             .map(|parts| (parts, None))
             .map_err(DistributedError::from),

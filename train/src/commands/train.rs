@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 use conceptseg_train::config::TrainConfig;
 use conceptseg_train::data::{Dataset, DatasetConfig};
-use conceptseg_train::export::bundle::write_bundle;
 use conceptseg_train::distributed::Place;
+use conceptseg_train::export::bundle::write_bundle;
 use conceptseg_train::interrupt::{self, INTERRUPTED};
 use conceptseg_train::trainer::{self, Outcome, RunOptions};
 

@@ -76,8 +76,7 @@ pub fn compute(
     memory: &MemoryBank,
     step: u64,
 ) -> Result<(LossParts, JointGraph), DistributedError> {
-    let embeddings =
-        losses::check_input(config, embeddings, ids, image_ids, dictionary, memory)?;
+    let embeddings = losses::check_input(config, embeddings, ids, image_ids, dictionary, memory)?;
     let (images, view_image) = segments::distinct_images(image_ids);
     let own = match segments::pixels(&embeddings, ids, config.upsample) {
         Ok(pixels) => {
@@ -102,8 +101,7 @@ pub fn compute(
     if count == 0 {
         return Err(LossError::NoSegments.into());
     }
-    let first: i64 =
-        gathered[..all.rank()].iter().map(|share| share.area.len() as i64).sum();
+    let first: i64 = gathered[..all.rank()].iter().map(|share| share.area.len() as i64).sum();
     let joint = Share::join(&gathered);
     let rows = joint.area.len() as i64;
     let z = Tensor::from_slice(&joint.z).reshape([rows, dim]).to_device(device);
@@ -136,8 +134,7 @@ pub fn compute(
     } else {
         parts.local.shallow_clone()
     };
-    let loss =
-        by_pixel * share + &parts.quantization * (config.lambda_v / all.size() as f64);
+    let loss = by_pixel * share + &parts.quantization * (config.lambda_v / all.size() as f64);
 
     let mut means = (Tensor::stack(&[&parts.local, &parts.cooccurrence], 0) * share).detach();
     all.all_reduce_sum(&mut means)?;

@@ -188,8 +188,8 @@ impl Place {
         let rank = number(["RANK", "SLURM_PROCID"], size - 1)?
             .ok_or_else(|| missing("RANK", "the number of this process"))?;
         let local_rank = number(["LOCAL_RANK", "SLURM_LOCALID"], MAX_PROCESSES)?.unwrap_or(0);
-        let host = variable("MASTER_ADDR")
-            .ok_or_else(|| missing("MASTER_ADDR", "the host of rank 0"))?;
+        let host =
+            variable("MASTER_ADDR").ok_or_else(|| missing("MASTER_ADDR", "the host of rank 0"))?;
         let port = number(["MASTER_PORT", "MASTER_PORT"], 65_534)?
             .ok_or_else(|| missing("MASTER_PORT", "a free port of rank 0's host"))?;
         // There torchrun itself listens at MASTER_PORT.

@@ -29,9 +29,8 @@ impl NcclCommunicator {
     /// [`DistributedError::Nccl`] where NCCL or the device is missing.
     pub fn new(tcp: TcpCommunicator, device: usize) -> Result<Self, DistributedError> {
         // SAFETY: both only try to open the shared library.
-        let (cuda, nccl) = unsafe {
-            (cudarc::driver::sys::is_culib_present(), sys::is_culib_present())
-        };
+        let (cuda, nccl) =
+            unsafe { (cudarc::driver::sys::is_culib_present(), sys::is_culib_present()) };
         // Every process has to get to know that another one cannot join.
         if tcp.any(!cuda || !nccl)? {
             let reason = match (cuda, nccl) {

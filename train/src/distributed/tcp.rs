@@ -53,10 +53,11 @@ impl TcpCommunicator {
                 .map_err(failed("listen at"))?;
             gather_peers(&listener, size, patience, failed("gather the others at"))?
         } else {
-            let mut stream =
-                dial(&place.address, patience).map_err(failed("reach rank 0 at"))?;
+            let mut stream = dial(&place.address, patience).map_err(failed("reach rank 0 at"))?;
             let hello = [&MAGIC[..], &pair(rank, size)].concat();
-            stream.write_all(&hello).map_err(|source| DistributedError::Peer { rank: 0, source })?;
+            stream
+                .write_all(&hello)
+                .map_err(|source| DistributedError::Peer { rank: 0, source })?;
             vec![stream]
         };
         for (i, stream) in peers.iter().enumerate() {

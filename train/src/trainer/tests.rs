@@ -58,7 +58,14 @@ fn config() -> TrainConfig {
 static GO_ON: AtomicBool = AtomicBool::new(false);
 
 fn options(log_dir: &Path, resume: bool) -> RunOptions<'_> {
-    RunOptions { backbone: None, log_dir, device: Device::Cpu, resume, stop: &GO_ON, processes: None }
+    RunOptions {
+        backbone: None,
+        log_dir,
+        device: Device::Cpu,
+        resume,
+        stop: &GO_ON,
+        processes: None,
+    }
 }
 
 /// Bytes of everything that a step changes, by name.
