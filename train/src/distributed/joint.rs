@@ -106,12 +106,11 @@ pub fn compute(
     let rows = joint.area.len() as i64;
     let z = Tensor::from_slice(&joint.z).reshape([rows, dim]).to_device(device);
     let z = z.set_requires_grad(true);
-    let (pixels, of_pixel) = match &own {
-        Some((pixels, segments)) => (pixels.z.detach(), &segments.of_pixel + first),
-        None => {
-            let none = Tensor::zeros([0, dim], (Kind::Float, Device::Cpu)).to_device(device);
-            (none, Tensor::zeros([0], (Kind::Int64, device)))
-        }
+    let (pixels, of_pixel) = if let Some((pixels, segments)) = &own {
+        (pixels.z.detach(), &segments.of_pixel + first)
+    } else {
+        let none = Tensor::zeros([0, dim], (Kind::Float, Device::Cpu)).to_device(device);
+        (none, Tensor::zeros([0], (Kind::Int64, device)))
     };
     let pixels = pixels.set_requires_grad(true);
     let segments = Segments {

@@ -21,7 +21,7 @@ use crate::losses::LossError;
 pub const MAX_PROCESSES: usize = 1024;
 /// How long a process waits for another one before it gives up: the slowest step, or the
 /// writing of a checkpoint, must fit.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_mins(10);
 
 /// Why several processes cannot work together.
 #[derive(Debug, thiserror::Error)]

@@ -221,12 +221,12 @@ fn gather_peers(
             let what = format!("counts {other} processes, rank 0 {size}");
             return Err(DistributedError::Disagreement { rank, what });
         }
-        match rank.checked_sub(1).and_then(|peer| peers.get_mut(peer)) {
-            Some(place @ None) => *place = Some(stream),
-            _ => {
-                let what = "has come twice or is none of this run".to_owned();
-                return Err(DistributedError::Disagreement { rank, what });
-            }
+        let place = rank.checked_sub(1).and_then(|peer| peers.get_mut(peer));
+        if let Some(place @ None) = place {
+            *place = Some(stream);
+        } else {
+            let what = "has come twice or is none of this run".to_owned();
+            return Err(DistributedError::Disagreement { rank, what });
         }
     }
     Ok(peers.into_iter().flatten().collect())

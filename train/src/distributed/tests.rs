@@ -24,7 +24,7 @@ pub(crate) fn in_processes<T: Send>(
                 let place = Place { rank, size, local_rank: rank, address: address.clone() };
                 let work = &work;
                 scope.spawn(move || {
-                    let patience = Duration::from_secs(60);
+                    let patience = Duration::from_mins(1);
                     work(&tcp::TcpCommunicator::connect(&place, patience).unwrap())
                 })
             })
