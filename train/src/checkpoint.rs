@@ -390,6 +390,29 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Hash of all that processes of one run have to have in common.
+pub(crate) fn fingerprint(
+    config: &TrainConfig,
+    images: &ImageList,
+    state: &TrainState,
+) -> Result<Vec<u8>, serde_json::Error> {
+    let mut recipe = recipe(config)?;
+    for key in FREE_KEYS {
+        let mut value = Some(&mut recipe);
+        let mut parts = key.split('.').peekable();
+        while let (Some(part), Some(Value::Object(map))) = (parts.next(), value) {
+            if parts.peek().is_none() {
+                map.remove(part);
+                break;
+            }
+            value = map.get_mut(part);
+        }
+    }
+    let (version, images) = (env!("CARGO_PKG_VERSION"), &images.sha256);
+    let text = format!("{version} {images} {} {} {recipe}", state.step, state.next_batch);
+    Ok(Sha256::digest(text).to_vec())
+}
+
 /// The types of number in a checkpoint.
 fn dtype(kind: Kind) -> Option<Dtype> {
     match kind {

@@ -117,6 +117,11 @@ impl Sgd {
         }
     }
 
+    /// The gradients, in the order of the tensors; those without one are left out.
+    pub fn gradient_tensors(&self) -> Vec<Tensor> {
+        self.gradients().map(|(_, gradient)| gradient).collect()
+    }
+
     /// Length of the gradient of all tensors together. It is no number, or infinite, exactly
     /// when an element of it is so or its square leaves the range of the tensors' kind.
     pub fn gradient_norm(&self) -> f64 {

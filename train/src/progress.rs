@@ -17,7 +17,8 @@ pub type Figure = (&'static str, f64);
 /// Progress bar, event file, and the sums between two lines of it.
 pub struct Progress {
     bar: ProgressBar,
-    events: ScalarLog,
+    /// `None` in all processes of a run but the first.
+    events: Option<ScalarLog>,
     steps: u64,
     /// Images that one step takes.
     images: u64,
@@ -35,8 +36,23 @@ impl Progress {
     /// # Errors
     /// When the event file cannot be made.
     pub fn open(dir: &Path, steps: u64, done: u64, images: u64) -> io::Result<Self> {
-        let events = ScalarLog::create(dir)?;
-        let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
+        let events = Some(ScalarLog::create(dir)?);
+        Ok(Self::new(events, ProgressDrawTarget::stderr(), steps, done, images))
+    }
+
+    /// Only takes the time: for a process that leaves the log to another one.
+    pub fn silent(steps: u64, done: u64) -> Self {
+        Self::new(None, ProgressDrawTarget::hidden(), steps, done, 0)
+    }
+
+    fn new(
+        events: Option<ScalarLog>,
+        target: ProgressDrawTarget,
+        steps: u64,
+        done: u64,
+        images: u64,
+    ) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(steps), target);
         if let Ok(style) =
             ProgressStyle::with_template("{bar:30} {pos}/{len} steps, {eta} left, {msg}")
         {
@@ -45,7 +61,7 @@ impl Progress {
         bar.set_position(done);
         bar.reset_eta();
         let now = Instant::now();
-        Ok(Self {
+        Self {
             bar,
             events,
             steps,
@@ -55,7 +71,7 @@ impl Progress {
             begun: now,
             step_begun: now,
             done_here: 0,
-        })
+        }
     }
 
     /// Takes in the figures of a step, always the same ones in the same order; `step` steps are
@@ -90,7 +106,8 @@ impl Progress {
         if let Some(seconds) = means.last().map(|&(_, seconds)| seconds.max(1e-9)) {
             means.push(("images/second", self.images as f64 / seconds));
         }
-        self.events.add(step, &means)?;
+        let Some(events) = &mut self.events else { return Ok(()) };
+        events.add(step, &means)?;
         let text = summary(&means);
         if self.bar.is_hidden() {
             let left = self.time_left(self.steps.saturating_sub(step));

@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::config::{HeadStart, TrainConfig};
 use crate::data::Dataset;
-use crate::data::loader::{Batch, Loader, LoaderConfig};
+use crate::data::loader::{Batch, BatchPart, Loader, LoaderConfig};
 use crate::losses::dictionary::Dictionary;
 use crate::losses::memory::MemoryBank;
 use crate::losses::segments::{self, Segments};
@@ -159,6 +159,7 @@ pub(crate) fn loader_config(config: &TrainConfig, first_batch: u64) -> LoaderCon
         seed: config.seed,
         threads: config.data.threads,
         first_batch,
+        part: BatchPart::default(),
     }
 }
 

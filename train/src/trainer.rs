@@ -10,14 +10,16 @@ use tch::{Device, Tensor};
 
 use crate::checkpoint::{self, CheckpointError, ImageList};
 use crate::config::TrainConfig;
-use crate::data::loader::{Batch, Loader, LoaderConfig};
+use crate::data::loader::{Batch, BatchPart, Loader, LoaderConfig};
 use crate::data::{DataError, Dataset};
+use crate::distributed::joint::JointGraph;
+use crate::distributed::{self, Communicator, DistributedError};
 use crate::diverged;
 use crate::losses::dictionary::{CodeUse, Dictionary};
 use crate::losses::{LossError, LossParts};
 use crate::network::pretrained::PretrainedError;
 use crate::network::{Network, NetworkError};
-use crate::objective;
+use crate::objective::{self, Objective};
 use crate::progress::Progress;
 use crate::state::{DICTIONARY, MAX_VOID, TrainState, loader_config};
 
@@ -39,6 +41,9 @@ pub enum TrainError {
     /// A checkpoint could not be written or continued from.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The processes of the run cannot work together.
+    #[error(transparent)]
+    Distributed(#[from] DistributedError),
     /// The log could not be written.
     #[error("cannot write the log in {dir}: {source}")]
     Log {
@@ -63,7 +68,7 @@ pub enum TrainError {
 }
 
 /// Where and how a run takes place.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct RunOptions<'a> {
     /// Weights that the backbone starts from; random ones where absent. Not read on resuming.
     pub backbone: Option<&'a Path>,
@@ -75,6 +80,8 @@ pub struct RunOptions<'a> {
     pub resume: bool,
     /// Once set, the run ends after the step it is in.
     pub stop: &'a AtomicBool,
+    /// The processes that train together; `None` for one on its own.
+    pub processes: Option<&'a dyn Communicator>,
 }
 
 /// How a run ended.
@@ -121,7 +128,7 @@ pub fn train(
     let steps = config.optimizer.iterations;
     let every = config.checkpoint.every;
     while run.state.step < steps {
-        if options.stop.load(Ordering::SeqCst) {
+        if run.stopped(options.stop)? {
             run.save()?;
             return Ok(Outcome::Interrupted { step: run.state.step, checkpoint: run.checkpoint });
         }
@@ -164,6 +171,7 @@ struct Run<'a> {
     next: NextBatch,
     progress: Progress,
     state: TrainState,
+    processes: Option<&'a dyn Communicator>,
 }
 
 /// Sums over the batches of a step.
@@ -176,6 +184,12 @@ struct StepSums {
     segments: f64,
     /// Seconds waited for batches.
     waited: f64,
+    /// Seconds in the network.
+    forward: f64,
+    /// Seconds in the losses.
+    loss: f64,
+    /// Seconds in the backward pass, the sum over processes included.
+    backward: f64,
     /// Length of the gradient after the last batch.
     norm: f64,
     code_use: Vec<i64>,
@@ -205,11 +219,29 @@ impl<'a> Run<'a> {
             }
             TrainState::fresh(config, dataset, options.backbone, device)?
         };
-        let batches = loader_config(config, state.next_batch);
+        let mut batches = loader_config(config, state.next_batch);
+        let mut first = true;
+        if let Some(all) = options.processes {
+            first = all.rank() == 0;
+            batches.part = BatchPart { index: all.rank(), of: all.size() };
+            let hash = checkpoint::fingerprint(config, &images, &state).map_err(|e| {
+                CheckpointError::Write { path: checkpoint.clone(), source: e.into() }
+            })?;
+            all.agree("recipe, list of images, version or checkpoint", &hash)?;
+            let mut tensors: Vec<Tensor> =
+                state.network.parameters().into_iter().map(|p| p.tensor).collect();
+            tensors.push(state.dictionary.codebook.shallow_clone());
+            distributed::copy_first(all, &mut tensors)?;
+        }
         let mut loader = Loader::new(dataset, &batches)?;
-        let per_step = config.data.batch as u64 * config.optimizer.accumulate;
-        let progress = Progress::open(log_dir, config.optimizer.iterations, state.step, per_step)
-            .map_err(|source| TrainError::Log { dir: log_dir.to_owned(), source })?;
+        let per_step = (config.data.batch * batches.part.of) as u64 * config.optimizer.accumulate;
+        let steps = config.optimizer.iterations;
+        let progress = if first {
+            Progress::open(log_dir, steps, state.step, per_step)
+                .map_err(|source| TrainError::Log { dir: log_dir.to_owned(), source })?
+        } else {
+            Progress::silent(steps, state.step)
+        };
         Ok(Self {
             config,
             dataset,
@@ -221,10 +253,20 @@ impl<'a> Run<'a> {
             next: Box::new(move || loader.next_batch()),
             progress,
             state,
+            processes: options.processes,
         })
     }
 
+    /// Whether this process, or another one of the run, was told to stop.
+    fn stopped(&self, stop: &AtomicBool) -> Result<bool, DistributedError> {
+        let own = stop.load(Ordering::SeqCst);
+        self.processes.map_or(Ok(own), |all| all.any(own))
+    }
+
     fn save(&self) -> Result<(), CheckpointError> {
+        if self.processes.is_some_and(|all| all.rank() != 0) {
+            return Ok(());
+        }
         checkpoint::save(&self.checkpoint, &self.state, self.config, &self.images)
     }
 
@@ -234,19 +276,27 @@ impl<'a> Run<'a> {
         let settings = &self.config.optimizer;
         let rate = settings.rate(step);
         let mut sums = StepSums::default();
-        for _ in 0..settings.accumulate {
-            self.add_batch(rate, &mut sums)?;
+        for batch in 1..=settings.accumulate {
+            self.add_batch(rate, batch == settings.accumulate, &mut sums)?;
         }
+        let updating = Instant::now();
         let state = &mut self.state;
         state.sgd.step(rate, settings.momentum, settings.clip(sums.norm));
-        if let Some(teacher) = &state.teacher {
-            teacher.follow(&state.network, self.config.teacher.momentum, step);
-        }
         let code_use = CodeUse { counts: sums.code_use };
         state.dictionary.renormalise();
         state.dictionary.observe(&code_use);
         let replaced = state.dictionary.revive(&Tensor::cat(&sums.fresh, 0), step);
         state.sgd.forget_rows(DICTIONARY, &replaced);
+        if let Some(all) = self.processes {
+            // Each process has recorded the statistics of its own part.
+            let parameters = state.network.parameters().into_iter();
+            let mut recorded: Vec<Tensor> =
+                parameters.filter(|p| !p.trainable).map(|p| p.tensor).collect();
+            distributed::average(all, &mut recorded)?;
+        }
+        if let Some(teacher) = &state.teacher {
+            teacher.follow(&state.network, self.config.teacher.momentum, step);
+        }
         let batches = settings.accumulate as f64;
         let total = sums.total / batches;
         let figures = [
@@ -262,6 +312,10 @@ impl<'a> Run<'a> {
             ("rate", rate),
             ("batches/void", state.void_batches as f64),
             ("seconds/input", sums.waited),
+            ("seconds/forward", sums.forward),
+            ("seconds/loss", sums.loss),
+            ("seconds/backward", sums.backward),
+            ("seconds/update", updating.elapsed().as_secs_f64()),
         ];
         state.step += 1;
         state.totals.push(total);
@@ -273,14 +327,28 @@ impl<'a> Run<'a> {
     }
 
     /// Adds the gradient of the next batch that has segments.
-    fn add_batch(&mut self, rate: f64, sums: &mut StepSums) -> Result<(), TrainError> {
-        let (batch, parts) = self.losses_of_next(&mut sums.waited)?;
+    fn add_batch(&mut self, rate: f64, last: bool, sums: &mut StepSums) -> Result<(), TrainError> {
+        let (batch, parts, joint) = self.losses_of_next(sums)?;
+        let losses_done = Instant::now();
         let total = parts.total.double_value(&[]);
         if !total.is_finite() {
             return Err(self.diverged(&format!("the loss is {total}"), rate, &batch, &parts));
         }
-        (&parts.total / self.config.optimizer.accumulate as f64).backward();
-        sums.norm = self.state.sgd.gradient_norm();
+        let share = 1.0 / self.config.optimizer.accumulate as f64;
+        match (self.processes, &joint) {
+            (Some(all), Some(joint)) => {
+                joint.backward(all, share)?;
+                if last {
+                    distributed::sum(all, &mut self.state.sgd.gradient_tensors())?;
+                }
+            }
+            _ => (&parts.total * share).backward(),
+        }
+        // Until the sum over the processes is taken, each has another part of the gradient.
+        if last || self.processes.is_none() {
+            sums.norm = self.state.sgd.gradient_norm();
+        }
+        sums.backward += losses_done.elapsed().as_secs_f64();
         if !sums.norm.is_finite() {
             let what = match self.state.sgd.not_finite().as_slice() {
                 [] => format!("the length of the gradient is {}", sums.norm),
@@ -306,18 +374,29 @@ impl<'a> Run<'a> {
     }
 
     /// The next batch that has segments, with its losses; the others are counted.
-    fn losses_of_next(&mut self, waited: &mut f64) -> Result<(Batch, LossParts), TrainError> {
+    fn losses_of_next(
+        &mut self,
+        sums: &mut StepSums,
+    ) -> Result<(Batch, LossParts, Option<JointGraph>), TrainError> {
         let mut void = 0;
         loop {
             let asked = Instant::now();
             let batch = (self.next)()?;
-            *waited += asked.elapsed().as_secs_f64();
+            let begun = Instant::now();
+            sums.waited += (begun - asked).as_secs_f64();
             let state = &mut self.state;
             let number = state.next_batch;
             state.next_batch += 1;
-            match objective::compute(self.config, state, &batch, self.device) {
-                Ok(parts) => return Ok((batch, parts)),
-                Err(LossError::NoSegments) if void < MAX_VOID => {
+            let computed =
+                objective::compute(self.config, state, &batch, self.device, self.processes);
+            let spent = begun.elapsed();
+            match computed {
+                Ok(Objective { parts, joint, forward }) => {
+                    sums.forward += forward.as_secs_f64();
+                    sums.loss += spent.saturating_sub(forward).as_secs_f64();
+                    return Ok((batch, parts, joint));
+                }
+                Err(DistributedError::Loss(LossError::NoSegments)) if void < MAX_VOID => {
                     void += 1;
                     state.void_batches += 1;
                     if state.void_batches == 1 {
@@ -326,6 +405,7 @@ impl<'a> Run<'a> {
                         self.progress.warn(&format!("batch {number} {text}"));
                     }
                 }
+                Err(DistributedError::Loss(error)) => return Err(error.into()),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -346,8 +426,13 @@ impl<'a> Run<'a> {
             "cooccurrence": value(&parts.cooccurrence),
             "gradients_not_finite": self.state.sgd.not_finite(),
         });
+        // Every process keeps its own part.
+        let folder = match self.processes.map_or(0, Communicator::rank) {
+            0 => self.log_dir.to_owned(),
+            rank => self.log_dir.join(format!("rank-{rank}")),
+        };
         let saved =
-            diverged::save_batch(self.log_dir, step, batch, &self.batches, self.dataset, &report);
+            diverged::save_batch(&folder, step, batch, &self.batches, self.dataset, &report);
         let kept = match saved {
             Ok(folder) => format!("the batch is kept in {}", folder.display()),
             Err(error) => format!("the batch could not be kept ({error})"),

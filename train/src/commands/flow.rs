@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 use conceptseg_train::config::TrainConfig;
 use conceptseg_train::data::{Dataset, DatasetConfig, ImageFile};
+use conceptseg_train::distributed::Communicator;
 use conceptseg_train::export::bundle::write_bundle;
 use conceptseg_train::report;
 use conceptseg_train::trainer::{self, Outcome, RunOptions};
@@ -17,17 +18,18 @@ use crate::progress_bar;
 /// Where to train.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum DeviceChoice {
-    /// The first CUDA device where libtorch finds one, else the CPU.
+    /// A CUDA device where libtorch finds one (that of `LOCAL_RANK`, else the first), else the
+    /// CPU.
     Auto,
     /// The CPU.
     Cpu,
-    /// The first CUDA device.
+    /// The CUDA device of `LOCAL_RANK`, else the first.
     Cuda,
 }
 
 impl DeviceChoice {
-    /// The device itself.
-    pub fn device(self) -> Result<tch::Device> {
+    /// The device itself; `index` is that of the CUDA device.
+    pub fn device(self, index: usize) -> Result<tch::Device> {
         let found = tch::Cuda::is_available();
         match self {
             Self::Cuda if !found => {
@@ -35,8 +37,8 @@ impl DeviceChoice {
                     "libtorch finds no CUDA device; use --device cpu, or install a CUDA build of torch"
                 )
             }
-            Self::Cuda => Ok(tch::Device::Cuda(0)),
-            Self::Auto if found => Ok(tch::Device::Cuda(0)),
+            Self::Cuda => Ok(tch::Device::Cuda(index)),
+            Self::Auto if found => Ok(tch::Device::Cuda(index)),
             Self::Auto | Self::Cpu => Ok(tch::Device::Cpu),
         }
     }
@@ -98,6 +100,8 @@ pub struct Flow<'a> {
     pub device: tch::Device,
     /// Continue from the checkpoint in the log folder.
     pub resume: bool,
+    /// The processes that train together; `None` for one on its own.
+    pub processes: Option<&'a dyn Communicator>,
 }
 
 impl Flow<'_> {
@@ -112,6 +116,7 @@ impl Flow<'_> {
             device,
             resume: self.resume,
             stop,
+            processes: self.processes,
         };
         let trained = match trainer::train(config, self.dataset, &options)? {
             Outcome::Finished(trained) => trained,
@@ -125,6 +130,9 @@ impl Flow<'_> {
                 return Ok(false);
             }
         };
+        if self.processes.is_some_and(|all| all.rank() != 0) {
+            return Ok(true);
+        }
         // From here on there is no step to finish: the next Ctrl-C ends the program at once.
         stop.store(true, Ordering::SeqCst);
         tracing::info!(

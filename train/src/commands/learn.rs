@@ -82,7 +82,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         args.minutes
     );
     ensure!(args.steps != Some(0), "--steps is 0; give a number above 0");
-    let device = args.device.device()?;
+    let device = args.device.device(0)?;
     let log_dir = flow::log_dir(&args.out, args.log_dir.as_deref());
     let start = start(args)?;
     let made = !args.out.exists();
@@ -139,6 +139,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         log_dir: &log_dir,
         device,
         resume: args.resume,
+        processes: None,
     };
     if !run.run(&stop)? {
         return Ok(ExitCode::from(INTERRUPTED));
@@ -285,8 +286,14 @@ fn measure(
     config.checkpoint.every = 0;
     let log = tempfile::tempdir().context("cannot make a folder for temporary files")?;
     tracing::info!("measuring how long a step takes");
-    let options =
-        RunOptions { backbone: Some(weights), log_dir: log.path(), device, resume: false, stop };
+    let options = RunOptions {
+        backbone: Some(weights),
+        log_dir: log.path(),
+        device,
+        resume: false,
+        stop,
+        processes: None,
+    };
     Ok(match trainer::train(&config, dataset, &options)? {
         Outcome::Finished(trained) => Some(trained.seconds / config.optimizer.iterations as f64),
         Outcome::Interrupted { .. } => None,

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use conceptseg_train::config::TrainConfig;
+use conceptseg_train::distributed::Place;
 use conceptseg_train::interrupt::{self, INTERRUPTED};
 
 use super::flow::{self, DeviceChoice, Flow};
@@ -51,13 +52,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         config.seed = seed;
     }
     config.check()?;
-    let device = args.device.device()?;
+    let place = Place::read(|name| std::env::var(name).ok())?;
+    let device = args.device.device(place.as_ref().map_or(0, |place| place.local_rank))?;
     flow::make_folder(&args.out)?;
     let images = flow::paths(args.images.find()?);
     let dataset = flow::load(&config, &images)?;
     if args.backbone.is_none() && !args.resume {
         tracing::warn!("no --backbone given: training starts from random weights");
     }
+    let processes = place.as_ref().map(|place| place.connect(device)).transpose()?;
     let run = Flow {
         config: &config,
         images: &images,
@@ -67,6 +70,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         log_dir: &flow::log_dir(&args.out, args.log_dir.as_deref()),
         device,
         resume: args.resume,
+        processes: processes.as_deref(),
     };
     let stop = interrupt::stop_flag().context("cannot listen for Ctrl-C")?;
     if !run.run(&stop)? {

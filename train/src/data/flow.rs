@@ -156,7 +156,10 @@ impl Flow {
                 };
                 let expected = double(x, y);
                 let cost = |motion: Vector| {
-                    let (cx, cy) = (x + CELL / 2 + motion.0, y + CELL / 2 + motion.1);
+                    // The last cells of a row or column may be cut off.
+                    let centre = |at: i32, side: i32| (at + CELL / 2).min(side - 1);
+                    let (cx, cy) =
+                        (centre(x, from.width) + motion.0, centre(y, from.height) + motion.1);
                     if !(0..to.width).contains(&cx) || !(0..to.height).contains(&cy) {
                         return u32::MAX;
                     }

@@ -37,6 +37,27 @@ pub struct LoaderConfig {
     pub threads: usize,
     /// Index of the first batch: 0, or the step that a checkpoint continues from.
     pub first_batch: u64,
+    /// Which part of each joint batch is made.
+    #[serde(default)]
+    pub part: BatchPart,
+}
+
+/// One of the equal parts, of [`LoaderConfig::batch`] images each, of a joint batch: the parts
+/// in their order are the batch of `of` times as many images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BatchPart {
+    /// Which part, below `of`.
+    pub index: usize,
+    /// Number of parts.
+    pub of: usize,
+}
+
+impl Default for BatchPart {
+    /// The whole.
+    fn default() -> Self {
+        Self { index: 0, of: 1 }
+    }
 }
 
 impl LoaderConfig {
@@ -46,6 +67,8 @@ impl LoaderConfig {
         self.footage.validate()?;
         let check = DataError::check;
         check((1..=4096).contains(&self.batch), "batch", &self.batch, "a number in 1..=4096")?;
+        let part = self.part;
+        check(part.index < part.of, "part", &part, "one of the parts there are")?;
         check((8..=4096).contains(&self.crop), "crop", &self.crop, "a number in 8..=4096")?;
         check((1..=256).contains(&self.threads), "threads", &self.threads, "a number in 1..=256")?;
         check(
@@ -132,8 +155,9 @@ impl BatchMaker {
     /// than a batch.
     pub fn new(dataset: Arc<Dataset>, config: LoaderConfig) -> Result<Self, DataError> {
         config.validate()?;
-        if dataset.len() < config.batch {
-            return Err(DataError::TooFewImages { batch: config.batch, images: dataset.len() });
+        let batch = config.batch.saturating_mul(config.part.of);
+        if dataset.len() < batch {
+            return Err(DataError::TooFewImages { batch, images: dataset.len() });
         }
         let order = (u64::MAX, Vec::new());
         let clips = (config.footage.max_distance > 0).then(|| Clips::new(&dataset));
@@ -143,10 +167,10 @@ impl BatchMaker {
     /// Batches per pass over the images. What is left of a pass and fills no batch is dropped,
     /// so that the images of a batch are all different.
     pub fn batches_per_epoch(&self) -> u64 {
-        (self.dataset.len() / self.config.batch) as u64
+        (self.dataset.len() / (self.config.batch * self.config.part.of)) as u64
     }
 
-    /// The images of batch `index`.
+    /// The images of batch `index`, or of this part of it.
     pub fn image_index(&mut self, index: u64) -> Vec<u32> {
         let (epoch, slot) = (index / self.batches_per_epoch(), index % self.batches_per_epoch());
         if self.order.0 != epoch {
@@ -154,7 +178,8 @@ impl BatchMaker {
             images.shuffle(&mut stream(self.config.seed, Stream::Order, &[epoch]));
             self.order = (epoch, images);
         }
-        let start = slot as usize * self.config.batch;
+        let part = self.config.part;
+        let start = (slot as usize * part.of + part.index) * self.config.batch;
         self.order.1[start..start + self.config.batch].to_vec()
     }
 
@@ -178,17 +203,19 @@ impl BatchMaker {
             ids: vec![0; count * all * small_area],
         };
         let mut second_index = image_index.clone();
+        let before = (self.config.part.index * self.config.batch) as u64;
         for (b, &image) in image_index.iter().enumerate() {
             let first = self.dataset.get(image as usize)?;
             let mut shown = [(&first.rgb, &first.segments); 2];
-            let neighbour = self.neighbour(index, b, image, &first)?;
+            let neighbour = self.neighbour(index, before + b as u64, image, &first)?;
             if let Some((frame, prepared, segments)) = &neighbour {
                 second_index[b] = *frame;
                 shown[1] = (&prepared.rgb, segments);
             }
             for v in 0..2 + count {
                 let (rgb, segments) = shown[v % 2];
-                let mut rng = stream(self.config.seed, Stream::View, &[index, b as u64, v as u64]);
+                let drawn = [index, before + b as u64, v as u64];
+                let mut rng = stream(self.config.seed, Stream::View, &drawn);
                 let (params, size) = if v < 2 { (&params[0], size) } else { (&params[1], small) };
                 let plan = ViewPlan::draw(params, rgb.dimensions(), size, &mut rng);
                 let view = self.renderer.render(rgb, segments, &plan)?;
@@ -216,13 +243,13 @@ impl BatchMaker {
     fn neighbour(
         &self,
         index: u64,
-        b: usize,
+        b: u64,
         image: u32,
         first: &PreparedImage,
     ) -> Result<Option<(u32, Arc<PreparedImage>, SegmentMap)>, DataError> {
         let Some(clips) = &self.clips else { return Ok(None) };
         let settings = &self.config.footage;
-        let mut rng = stream(self.config.seed, Stream::Neighbour, &[index, b as u64]);
+        let mut rng = stream(self.config.seed, Stream::Neighbour, &[index, b]);
         let Some(frame) = clips.neighbour(image, settings.max_distance, &mut rng) else {
             return Ok(None);
         };
@@ -341,6 +368,7 @@ mod tests {
             seed: 11,
             threads,
             first_batch: 0,
+            part: BatchPart::default(),
         }
     }
 
@@ -370,6 +398,27 @@ mod tests {
         assert_eq!(take(&mut Loader::new(&dataset, &later).unwrap(), 2), one[3..]);
         let other = LoaderConfig { seed: 12, ..config(1) };
         assert_ne!(take(&mut Loader::new(&dataset, &other).unwrap(), 1), one[..1]);
+    }
+
+    #[test]
+    fn parts_make_up_the_joint_batch() {
+        let dataset = dataset(8);
+        let joint = LoaderConfig { batch: 4, ..config(1) };
+        let mut joint = BatchMaker::new(Arc::clone(&dataset), joint).unwrap();
+        let mut parts = [0, 1].map(|index| {
+            let part = BatchPart { index, of: 2 };
+            let config = LoaderConfig { batch: 2, part, ..config(1) };
+            BatchMaker::new(Arc::clone(&dataset), config).unwrap()
+        });
+        for index in [0, 1, 5] {
+            let whole = joint.make(index).unwrap();
+            let [first, second] = parts.each_mut().map(|part| part.make(index).unwrap());
+            assert_eq!([first.image_index, second.image_index].concat(), whole.image_index);
+            // The first views of all images come before the second ones.
+            let views = |ids: &[u16]| ids.chunks(2 * 576).map(<[u16]>::to_vec).collect::<Vec<_>>();
+            let (a, b, all) = (views(&first.ids), views(&second.ids), views(&whole.ids));
+            assert_eq!([&a[0], &b[0], &a[1], &b[1]], [&all[0], &all[1], &all[2], &all[3]]);
+        }
     }
 
     #[test]

@@ -245,20 +245,46 @@ pub fn compute_groups(
     memory: &MemoryBank,
     step: u64,
 ) -> Result<LossParts, LossError> {
+    check_input(config, groups, image_ids, dictionary, memory)?;
+    let (pixels, images, view_image) = joined_pixels(config, groups, image_ids)?;
+    let segments = Segments::pool(&pixels, &view_image);
+    Ok(evaluate(config, &pixels.z, &segments, images, dictionary, memory, step))
+}
+
+/// Checks the arguments of [`compute_groups`].
+pub(crate) fn check_input(
+    config: &LossConfig,
+    groups: &[ViewGroup],
+    image_ids: &[i64],
+    dictionary: &Dictionary,
+    memory: &MemoryBank,
+) -> Result<(), LossError> {
     config.validate()?;
     for ViewGroup { embeddings, ids, per_image } in groups {
         let views = (per_image * image_ids.len()) as i64;
         check_shapes(embeddings, ids, views, dictionary, memory)?;
     }
-    let (pixels, images, view_image) = joined_pixels(config, groups, image_ids)?;
-    let segments = Segments::pool(&pixels, &view_image);
-    let candidates = Candidates::new(&segments, &images, memory);
+    Ok(())
+}
+
+/// The losses of the pixels `z` (`[P, D]`), each in one of the `segments` of the distinct
+/// `images`; there may be segments without a pixel among them.
+pub(crate) fn evaluate(
+    config: &LossConfig,
+    z: &Tensor,
+    segments: &Segments,
+    images: Vec<i64>,
+    dictionary: &Dictionary,
+    memory: &MemoryBank,
+    step: u64,
+) -> LossParts {
+    let candidates = Candidates::new(segments, &images, memory);
     let concepts = dictionary.assign(&candidates.z);
     let own_concepts = concepts.narrow(0, 0, segments.len());
 
     let affinity = Affinity::new(
-        &pixels.z,
-        &segments,
+        z,
+        segments,
         &candidates,
         config.kappa,
         config.mask_own_image,
@@ -266,14 +292,14 @@ pub fn compute_groups(
     );
     let local = local::loss(&affinity);
     let quantization = quantization::loss(
-        &segments,
+        segments,
         &dictionary.codebook,
         &own_concepts,
         config.beta,
         config.vq_reduce,
     );
     let cooccurrence =
-        cooccurrence::loss(&affinity, &segments, &candidates, &concepts, dictionary.len());
+        cooccurrence::loss(&affinity, segments, &candidates, &concepts, dictionary.len());
 
     let mut total = &local + &quantization * config.lambda_v;
     if step >= config.cooc_start {
@@ -281,7 +307,7 @@ pub fn compute_groups(
     }
     let code_use = CodeUse::count(&own_concepts, dictionary.len());
     let stats = LossStats {
-        pixels: pixels.z.size()[0],
+        pixels: z.size()[0],
         segments: segments.len(),
         memory_segments: candidates.len() - segments.len(),
         codes_used: code_use.used(),
@@ -293,7 +319,7 @@ pub fn compute_groups(
         image_ids: images,
         step,
     };
-    Ok(LossParts { local, quantization, cooccurrence, total, stats, code_use, entry })
+    LossParts { local, quantization, cooccurrence, total, stats, code_use, entry }
 }
 
 /// The segments of a batch as [`compute_groups`] makes them of the same `groups`.
@@ -310,7 +336,7 @@ pub fn pool(
 }
 
 /// The valid pixels of all views, the distinct images, and the image of each view.
-fn joined_pixels(
+pub(crate) fn joined_pixels(
     config: &LossConfig,
     groups: &[ViewGroup],
     image_ids: &[i64],

@@ -60,7 +60,14 @@ mod beyond;
 static GO_ON: AtomicBool = AtomicBool::new(false);
 
 fn options(log_dir: &Path, resume: bool) -> RunOptions<'_> {
-    RunOptions { backbone: None, log_dir, device: Device::Cpu, resume, stop: &GO_ON }
+    RunOptions {
+        backbone: None,
+        log_dir,
+        device: Device::Cpu,
+        resume,
+        stop: &GO_ON,
+        processes: None,
+    }
 }
 
 /// Bytes of everything that a step changes, by name.
@@ -177,14 +184,14 @@ fn two_accumulated_batches_average_their_gradients() {
     let mut run = Run::open(&config, &dataset, &options(logs.path(), false)).unwrap();
     let mut parts = Vec::new();
     for _ in 0..2 {
-        run.add_batch(0.0, &mut StepSums::default()).unwrap();
+        run.add_batch(0.0, true, &mut StepSums::default()).unwrap();
         parts.push(gradients(&run).iter().map(Tensor::copy).collect::<Vec<_>>());
         run.state.sgd.step(0.0, 0.0, 1.0);
     }
     config.optimizer.accumulate = 2;
     let mut run = Run::open(&config, &dataset, &options(logs.path(), false)).unwrap();
     for _ in 0..2 {
-        run.add_batch(0.0, &mut StepSums::default()).unwrap();
+        run.add_batch(0.0, true, &mut StepSums::default()).unwrap();
     }
     for (i, mean) in gradients(&run).iter().enumerate().filter(|(_, g)| g.defined()) {
         let expected = (&parts[0][i] + &parts[1][i]) / 2.0;
@@ -392,4 +399,39 @@ fn batches_without_segments_are_passed_over_and_counted_but_not_for_ever() {
     assert_eq!((run.state.step, run.state.next_batch, run.state.void_batches), (1, 3, 2));
     run.next = Box::new(move || Ok(void.clone()));
     assert!(matches!(run.step(), Err(TrainError::Loss(LossError::NoSegments))));
+}
+
+#[test]
+fn two_processes_hold_the_same_state_and_only_the_first_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let dataset = dataset(dir.path(), 5);
+    let logs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let config = config();
+    let states = crate::distributed::tests::in_processes(2, |all| {
+        let log = logs[all.rank()].path();
+        let options = RunOptions { processes: Some(all), ..options(log, false) };
+        let mut run = Run::open(&config, &dataset, &options).unwrap();
+        steps(&mut run, 3);
+        run.save().unwrap();
+        assert!(!run.stopped(&GO_ON).unwrap());
+        assert!(run.stopped(&AtomicBool::new(all.rank() == 1)).unwrap());
+        bytes(&run.state)
+    });
+    for (name, value) in &states[0] {
+        assert!(states[1][name] == *value, "{name} differs");
+    }
+    assert!(logs[0].path().join(checkpoint::FILE_NAME).exists());
+    assert_eq!(std::fs::read_dir(logs[1].path()).unwrap().count(), 0);
+
+    // Both continue from the one file.
+    let resumed = crate::distributed::tests::in_processes(2, |all| {
+        let options = RunOptions { processes: Some(all), ..options(logs[0].path(), true) };
+        let mut run = Run::open(&config, &dataset, &options).unwrap();
+        assert_eq!(run.state.step, 3);
+        steps(&mut run, 1);
+        bytes(&run.state)
+    });
+    for (name, value) in &resumed[0] {
+        assert!(resumed[1][name] == *value, "{name} differs");
+    }
 }

@@ -6,6 +6,7 @@ use conceptseg::embed::{EmbeddingMap, Model};
 use indicatif::ProgressBar;
 
 use super::*;
+use crate::data::flow::tests::window;
 use crate::export::bundle::write_bundle;
 use crate::network::pretrained::{load_network, load_teacher};
 use crate::objective;
@@ -15,6 +16,17 @@ fn with(change: impl Fn(&mut TrainConfig)) -> TrainConfig {
     change(&mut config);
     config.check().unwrap();
     config
+}
+
+/// Frames of a camera that moves to the right.
+fn panning(dir: &Path, count: u32) -> Arc<Dataset> {
+    let frame = |i| {
+        let path = dir.join(format!("{i}.png"));
+        window(40 + 3 * i, 50, 96, 80).save(&path).unwrap();
+        path
+    };
+    let paths = (0..count).map(frame).collect();
+    Arc::new(Dataset::load(paths, DatasetConfig::default(), &|_, _| ()).unwrap())
 }
 
 fn footage(config: &mut TrainConfig) {
@@ -53,7 +65,7 @@ fn a_resumed_run_is_the_unbroken_run_with_each_of_them() {
 #[test]
 fn gradients_reach_the_network_from_neighbouring_frames_and_further_views() {
     let dir = tempfile::tempdir().unwrap();
-    let dataset = dataset(dir.path(), 4);
+    let dataset = panning(dir.path(), 4);
     let logs = tempfile::tempdir().unwrap();
     let config = with(|config| {
         footage(config);
@@ -64,10 +76,10 @@ fn gradients_reach_the_network_from_neighbouring_frames_and_further_views() {
     let mut maker = BatchMaker::new(Arc::clone(&dataset), run.batches.clone()).unwrap();
     let mut batch = maker.make(0).unwrap();
     assert!(batch.second_index.iter().zip(&batch.image_index).any(|(a, b)| a != b));
-    let both = objective::compute(&config, &run.state, &batch, Device::Cpu).unwrap();
+    let both = objective::compute(&config, &run.state, &batch, Device::Cpu, None).unwrap().parts;
     // The further views alone are enough for a loss and for gradients.
     batch.ids.fill(VOID);
-    let parts = objective::compute(&config, &run.state, &batch, Device::Cpu).unwrap();
+    let parts = objective::compute(&config, &run.state, &batch, Device::Cpu, None).unwrap().parts;
     // Two images, each with two views of 48 pixels: 12 x 12 cells after the enlargement.
     assert_eq!(parts.stats.pixels, 2 * 2 * 12 * 12);
     assert_eq!(both.stats.pixels, parts.stats.pixels + 2 * 2 * 16 * 16);
@@ -83,8 +95,8 @@ fn gradients_reach_the_network_from_neighbouring_frames_and_further_views() {
     }
     batch.extra.ids.fill(VOID);
     let state = Run::open(&config, &dataset, &options(logs.path(), false)).unwrap().state;
-    let none = objective::compute(&config, &state, &batch, Device::Cpu);
-    assert!(matches!(none, Err(LossError::NoSegments)));
+    let none = objective::compute(&config, &state, &batch, Device::Cpu, None);
+    assert!(matches!(none, Err(DistributedError::Loss(LossError::NoSegments))));
 }
 
 #[test]
