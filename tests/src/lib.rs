@@ -119,8 +119,13 @@ pub fn conceptseg<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> An
     run(Command::new(&built().conceptseg).args(arguments))
 }
 
-/// Runs the `conceptseg-train` command, which is built once per test program, on one core.
+/// Runs the `conceptseg-train` command on one core.
 pub fn trainer<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Answer {
+    run(trainer_command().args(arguments))
+}
+
+/// The `conceptseg-train` command, which is built once per test program, for one core.
+pub fn trainer_command() -> Command {
     static TRAINER: OnceLock<PathBuf> = OnceLock::new();
     let program = TRAINER.get_or_init(|| {
         let built = built();
@@ -131,7 +136,9 @@ pub fn trainer<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Answe
         assert_eq!(answer.code, 0, "the build failed: {}", answer.stderr);
         built.conceptseg.with_file_name("conceptseg-train")
     });
-    run(Command::new(program).args(arguments).env("OMP_NUM_THREADS", "1"))
+    let mut command = Command::new(program);
+    command.env("OMP_NUM_THREADS", "1");
+    command
 }
 
 /// Runs `gst-launch-1.0` on a pipeline written as on a command line; paths in it may not

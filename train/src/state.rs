@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -65,12 +66,13 @@ impl TrainState {
     /// dictionary started on views of the images.
     ///
     /// # Errors
-    /// [`TrainError`].
+    /// [`TrainError`]; [`TrainError::Stopped`] once `stop` is set.
     pub fn fresh(
         config: &TrainConfig,
         dataset: &Arc<Dataset>,
         backbone: Option<&Path>,
         device: Device,
+        stop: &AtomicBool,
     ) -> Result<Self, TrainError> {
         let network = Network::new(&VarStore::new(device), &config.network, config.seed)?;
         if let Some(path) = backbone {
@@ -81,10 +83,16 @@ impl TrainState {
             tracing::info!("weights: {loaded}");
         }
         let mut loader = Loader::new(dataset, &loader_config(config, START_BATCHES))?;
+        let mut next = || {
+            if stop.load(Ordering::SeqCst) {
+                return Err(TrainError::Stopped);
+            }
+            Ok(ViewTensors::new(&loader.next_batch()?, device))
+        };
         if config.head_start == HeadStart::Whitening {
-            start_head(&network, &mut loader, device)?;
+            start_head(&network, &mut next)?;
         }
-        let dictionary = start_dictionary(config, &network, &mut loader, device)?;
+        let dictionary = start_dictionary(config, &network, &mut next)?;
         let memory = MemoryBank::new(config.memory_batches);
         let mut state = Self::assemble(config, network, dictionary, memory);
         state.teacher = Teacher::start(&config.teacher, &state.network)?;
@@ -163,14 +171,17 @@ pub(crate) fn loader_config(config: &TrainConfig, first_batch: u64) -> LoaderCon
     }
 }
 
+/// Where the views before step 0 come from.
+type NextViews<'a> = dyn FnMut() -> Result<ViewTensors, TrainError> + 'a;
+
 /// Starts the linear projection as whitened principal components of the backbone's
 /// features on the training views.
-fn start_head(network: &Network, loader: &mut Loader, device: Device) -> Result<(), TrainError> {
+fn start_head(network: &Network, next: &mut NextViews<'_>) -> Result<(), TrainError> {
     let mut moments: Option<Moments> = None;
     let bar = start_bar(WHITENING_BATCHES, "batches for the start of the head");
     for _ in 0..WHITENING_BATCHES {
         bar.inc(1);
-        let views = ViewTensors::new(&loader.next_batch()?, device);
+        let views = next()?;
         let maps = no_grad(|| network.head_input(&views.images));
         moments.get_or_insert_with(|| Moments::new(maps.size()[1])).add(&maps);
     }
@@ -186,8 +197,7 @@ fn start_head(network: &Network, loader: &mut Loader, device: Device) -> Result<
 fn start_dictionary(
     config: &TrainConfig,
     network: &Network,
-    loader: &mut Loader,
-    device: Device,
+    next: &mut NextViews<'_>,
 ) -> Result<Dictionary, TrainError> {
     let mut gathered = Vec::new();
     let mut count = 0;
@@ -195,7 +205,7 @@ fn start_dictionary(
     let bar = start_bar(config.start_segments as u64, "segments for the start of the dictionary");
     while count < config.start_segments {
         bar.set_position(count as u64);
-        let views = ViewTensors::new(&loader.next_batch()?, device);
+        let views = next()?;
         match no_grad(|| view_segments(network, &views, &config.loss)) {
             Ok(z) => {
                 count += z.size()[0];

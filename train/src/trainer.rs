@@ -52,6 +52,9 @@ pub enum TrainError {
         /// What the file system answered.
         source: std::io::Error,
     },
+    /// [`RunOptions::stop`] was set before the first step.
+    #[error("stopped before the first step; there is nothing to continue from")]
+    Stopped,
     /// A loss or a gradient is not a number any more.
     #[error(
         "{what} at step {step}; {kept}; lower optimizer.lr, or set optimizer.warmup or \
@@ -217,7 +220,7 @@ impl<'a> Run<'a> {
                     checkpoint.display()
                 );
             }
-            TrainState::fresh(config, dataset, options.backbone, device)?
+            TrainState::fresh(config, dataset, options.backbone, device, options.stop)?
         };
         let mut batches = loader_config(config, state.next_batch);
         let mut first = true;

@@ -11,7 +11,7 @@ use conceptseg_train::data::{Dataset, DatasetConfig, ImageFile};
 use conceptseg_train::distributed::Communicator;
 use conceptseg_train::export::bundle::write_bundle;
 use conceptseg_train::report;
-use conceptseg_train::trainer::{self, Outcome, RunOptions};
+use conceptseg_train::trainer::{self, Outcome, RunOptions, TrainError};
 
 use crate::progress_bar;
 
@@ -118,9 +118,14 @@ impl Flow<'_> {
             stop,
             processes: self.processes,
         };
-        let trained = match trainer::train(config, self.dataset, &options)? {
-            Outcome::Finished(trained) => trained,
-            Outcome::Interrupted { step, checkpoint } => {
+        let trained = match trainer::train(config, self.dataset, &options) {
+            Ok(Outcome::Finished(trained)) => trained,
+            Err(stopped @ TrainError::Stopped) => {
+                eprintln!("{stopped}");
+                return Ok(false);
+            }
+            Err(error) => return Err(error.into()),
+            Ok(Outcome::Interrupted { step, checkpoint }) => {
                 eprintln!(
                     "stopped after step {step} of {}; {} holds the run: repeat the command with \
                      --resume to continue",

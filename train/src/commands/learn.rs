@@ -14,7 +14,7 @@ use conceptseg_train::config::{HeadStart, TrainConfig};
 use conceptseg_train::data::Dataset;
 use conceptseg_train::data::sources::{ImageSource, SourceKind};
 use conceptseg_train::interrupt::{self, INTERRUPTED};
-use conceptseg_train::trainer::{self, Outcome, RunOptions};
+use conceptseg_train::trainer::{self, Outcome, RunOptions, TrainError};
 use indicatif::HumanDuration;
 use tch::Device;
 
@@ -294,10 +294,13 @@ fn measure(
         stop,
         processes: None,
     };
-    Ok(match trainer::train(&config, dataset, &options)? {
-        Outcome::Finished(trained) => Some(trained.seconds / config.optimizer.iterations as f64),
-        Outcome::Interrupted { .. } => None,
-    })
+    match trainer::train(&config, dataset, &options) {
+        Ok(Outcome::Finished(trained)) => {
+            Ok(Some(trained.seconds / config.optimizer.iterations as f64))
+        }
+        Ok(Outcome::Interrupted { .. }) | Err(TrainError::Stopped) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The line that shows the new bundle at work.

@@ -76,6 +76,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if !run.run(&stop)? {
         return Ok(ExitCode::from(INTERRUPTED));
     }
-    println!("{}", args.out.display());
+    if place.is_none_or(|place| place.rank == 0) {
+        println!("{}", args.out.display());
+    }
     Ok(ExitCode::SUCCESS)
 }

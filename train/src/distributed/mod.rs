@@ -5,6 +5,7 @@
 //!
 //! The losses are those of the joint batch, see [`joint`]; what is summed is summed in the
 //! order of the ranks, so that all processes hold the same bits and a run can be repeated.
+//! (NCCL, on GPUs, takes an order of its own; all processes get the same sum there too.)
 
 pub mod joint;
 pub mod nccl;

@@ -149,10 +149,15 @@ fn a_run_that_is_stopped_continues_and_leaves_a_checkpoint_of_its_end() {
     let mut config = config();
     config.optimizer.iterations = 2;
     let stop = AtomicBool::new(true);
-    let stopped =
-        train(&config, &dataset, &RunOptions { stop: &stop, ..options(logs.path(), false) })
-            .unwrap();
-    let Outcome::Interrupted { step: 0, checkpoint } = stopped else {
+    let stopped = |resume| {
+        train(&config, &dataset, &RunOptions { stop: &stop, ..options(logs.path(), resume) })
+    };
+    assert!(matches!(stopped(false), Err(TrainError::Stopped)));
+    let mut run = Run::open(&config, &dataset, &options(logs.path(), false)).unwrap();
+    steps(&mut run, 1);
+    run.save().unwrap();
+    let stopped = stopped(true).unwrap();
+    let Outcome::Interrupted { step: 1, checkpoint } = stopped else {
         panic!("{stopped:?}");
     };
     assert_eq!(checkpoint, logs.path().join(checkpoint::FILE_NAME));
