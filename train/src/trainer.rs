@@ -112,6 +112,9 @@ pub struct Trained {
     pub pretrained: bool,
     /// Wall time of all steps in seconds.
     pub seconds: f64,
+    /// Median of the wall times of the steps that this call took, in seconds; 0 without any.
+    /// Unlike a mean it does not count what the first steps set up.
+    pub pace: f64,
     /// Mean of the total loss over the first and the last tenth of the steps.
     pub loss_start_end: (f64, f64),
     /// Batches passed over because they had no segment.
@@ -144,6 +147,7 @@ pub fn train(
             }
         }
     }
+    let pace = median(run.durations);
     let TrainState {
         network, teacher, dictionary, pretrained, seconds, totals, void_batches, ..
     } = run.state;
@@ -154,6 +158,7 @@ pub fn train(
         dictionary,
         pretrained,
         seconds,
+        pace,
         loss_start_end: start_end(&totals),
         void_batches,
     })))
@@ -175,6 +180,8 @@ struct Run<'a> {
     progress: Progress,
     state: TrainState,
     processes: Option<&'a dyn Communicator>,
+    /// Seconds of the steps taken here.
+    durations: Vec<f64>,
 }
 
 /// Sums over the batches of a step.
@@ -257,6 +264,7 @@ impl<'a> Run<'a> {
             progress,
             state,
             processes: options.processes,
+            durations: Vec::new(),
         })
     }
 
@@ -322,10 +330,12 @@ impl<'a> Run<'a> {
         ];
         state.step += 1;
         state.totals.push(total);
-        state.seconds += self
+        let seconds = self
             .progress
             .step(state.step, &figures)
             .map_err(|source| TrainError::Log { dir: self.log_dir.to_owned(), source })?;
+        state.seconds += seconds;
+        self.durations.push(seconds);
         Ok(())
     }
 
@@ -449,6 +459,12 @@ fn start_end(totals: &[f64]) -> (f64, f64) {
     let tenth = totals.len().div_ceil(10);
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len().max(1) as f64;
     (mean(&totals[..tenth]), mean(&totals[totals.len() - tenth..]))
+}
+
+/// The middle one, 0 of none.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 #[cfg(test)]

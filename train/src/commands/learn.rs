@@ -245,7 +245,8 @@ fn settings(args: &Args, start: &Start, images: &[PathBuf], device: Device) -> R
     }
     // As many concepts as the images can fill.
     config.dictionary.concepts = config.dictionary.concepts.min((4 * images.len() as i64).max(32));
-    config.start_segments = config.start_segments.min((200 * images.len() as i64).max(500));
+    // Enough for k-means: more would take longer than a short training itself.
+    config.start_segments = config.start_segments.min(10 * config.dictionary.concepts);
     config.provenance.backbone.clone_from(&start.origin);
     config.provenance.licence.clone_from(&start.licence);
     config.provenance.images = format!("{} images of own footage", images.len());
@@ -281,7 +282,7 @@ fn measure(
 ) -> Result<Option<f64>> {
     let mut config = config.clone();
     // The first steps on a GPU take seconds to set up.
-    set_steps(&mut config, if device == Device::Cpu { 4 } else { 30 });
+    set_steps(&mut config, if device == Device::Cpu { 7 } else { 30 });
     config.start_segments = MEASURED_SEGMENTS.max(config.dictionary.concepts);
     config.checkpoint.every = 0;
     let log = tempfile::tempdir().context("cannot make a folder for temporary files")?;
@@ -295,9 +296,7 @@ fn measure(
         processes: None,
     };
     match trainer::train(&config, dataset, &options) {
-        Ok(Outcome::Finished(trained)) => {
-            Ok(Some(trained.seconds / config.optimizer.iterations as f64))
-        }
+        Ok(Outcome::Finished(trained)) => Ok(Some(trained.pace)),
         Ok(Outcome::Interrupted { .. }) | Err(TrainError::Stopped) => Ok(None),
         Err(error) => Err(error.into()),
     }
