@@ -204,10 +204,10 @@ fn one_step(
         Cuda::synchronize(0);
     }
     let all = begun.elapsed();
+    let ends = [forward, losses_done, backward_done, all].map(|end| end.as_secs_f64());
     Ok(Measured {
         losses: [total, local, quantization, cooccurrence, norm],
-        seconds: [forward, losses_done - forward, backward_done - losses_done, all - backward_done]
-            .map(|duration| duration.as_secs_f64()),
+        seconds: [ends[0], ends[1] - ends[0], ends[2] - ends[1], ends[3] - ends[2]],
     })
 }
 
