@@ -82,7 +82,7 @@ impl Precision {
         match self {
             Self::Fp32 => Floors { largest_difference: 1e-4, cosine_mean: 0.0, cosine_min: 0.0 },
             Self::Fp16 => {
-                Floors { largest_difference: f64::INFINITY, cosine_mean: 0.9999, cosine_min: 0.99 }
+                Floors { largest_difference: f64::INFINITY, cosine_mean: 0.999, cosine_min: 0.98 }
             }
             Self::Int8 => {
                 Floors { largest_difference: f64::INFINITY, cosine_mean: 0.97, cosine_min: 0.8 }
