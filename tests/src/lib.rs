@@ -144,7 +144,7 @@ pub fn trainer_command() -> Command {
 /// Runs `gst-launch-1.0` on a pipeline written as on a command line; paths in it may not
 /// hold blanks.
 pub fn gst_launch(pipeline: &str) -> Answer {
-    run(gstreamer("gst-launch-1.0").args(["-q", "-e"]).args(pipeline.split_whitespace()))
+    run(gstreamer("gst-launch-1.0").arg("-q").args(pipeline.split_whitespace()))
 }
 
 /// A `GStreamer` tool that sees our plugin. It keeps a registry of its own, so that neither
