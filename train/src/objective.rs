@@ -61,7 +61,7 @@ pub fn compute(
                 joint::compute(all, loss, &own, images, dictionary, memory, *step)?;
             (parts, Some(joint))
         }
-        None => (losses::compute_groups(loss, &own, images, dictionary, memory, *step)?, None),
+        None => (losses::compute(loss, &own, images, dictionary, memory, *step)?, None),
     };
     if let Some(teacher) = state.teacher.as_ref().filter(|_| config.teacher.memory) {
         // The same pixels with the same ids: the same segments in the same order.

@@ -58,7 +58,7 @@ impl JointGraph {
     }
 }
 
-/// Losses of the joint batch. The arguments are those of [`losses::compute_groups`] for the images of
+/// Losses of the joint batch. The arguments are those of [`losses::compute`] for the images of
 /// this process, which no other process has; the parts are those of the joint batch, without
 /// history: call [`JointGraph::backward`].
 ///

@@ -203,41 +203,20 @@ pub struct ViewGroup {
     pub per_image: usize,
 }
 
-/// Computes the three losses of a batch.
+/// Computes the three losses of a batch. A pixel counts alike whatever view it is from.
 ///
-/// * `embeddings`: `[2B, D, h, w]`, the network's output before any normalisation. Half
-///   precision is widened to `f32` first.
-/// * `ids`: `[2B, H, W]` `i64` segment ids at crop size, [`VOID`] where there is none. They
-///   are brought to the embedding grid by taking the nearest pixel; segments that vanish there
-///   drop out.
-/// * `image_ids`: which image of the data set each of the `B` pairs of views shows. Equal ids
+/// * `groups`: the views, of any number for each image. Half precision is widened to `f32`
+///   first; ids are brought to the embedding grid by taking the nearest pixel, and segments that
+///   vanish there drop out.
+/// * `image_ids`: which image of the data set each of the `B` images of the batch is. Equal ids
 ///   are one image, whose segments are merged.
 /// * `dictionary`: its entries have the dimension `D`.
 /// * `memory`: segments of earlier batches, of the same dimension and on the same device.
 /// * `step`: number of steps taken before this one.
-pub fn compute(
-    config: &LossConfig,
-    embeddings: &Tensor,
-    ids: &Tensor,
-    image_ids: &[i64],
-    dictionary: &Dictionary,
-    memory: &MemoryBank,
-    step: u64,
-) -> Result<LossParts, LossError> {
-    let views = ViewGroup {
-        embeddings: embeddings.shallow_clone(),
-        ids: ids.shallow_clone(),
-        per_image: 2,
-    };
-    compute_groups(config, &[views], image_ids, dictionary, memory, step)
-}
-
-/// [`compute`] for any number of views of each image, in groups of equal size. A pixel counts
-/// alike whatever view it is from.
 ///
 /// # Errors
 /// [`LossError`].
-pub fn compute_groups(
+pub fn compute(
     config: &LossConfig,
     groups: &[ViewGroup],
     image_ids: &[i64],
@@ -251,7 +230,26 @@ pub fn compute_groups(
     Ok(evaluate(config, &pixels.z, &segments, images, dictionary, memory, step))
 }
 
-/// Checks the arguments of [`compute_groups`].
+/// [`compute`] for the two views of each image alone.
+#[cfg(test)]
+pub(crate) fn compute_pairs(
+    config: &LossConfig,
+    embeddings: &Tensor,
+    ids: &Tensor,
+    image_ids: &[i64],
+    dictionary: &Dictionary,
+    memory: &MemoryBank,
+    step: u64,
+) -> Result<LossParts, LossError> {
+    let views = ViewGroup {
+        embeddings: embeddings.shallow_clone(),
+        ids: ids.shallow_clone(),
+        per_image: 2,
+    };
+    compute(config, &[views], image_ids, dictionary, memory, step)
+}
+
+/// Checks the arguments of [`compute`].
 pub(crate) fn check_input(
     config: &LossConfig,
     groups: &[ViewGroup],
@@ -322,7 +320,7 @@ pub(crate) fn evaluate(
     LossParts { local, quantization, cooccurrence, total, stats, code_use, entry }
 }
 
-/// The segments of a batch as [`compute_groups`] makes them of the same `groups`.
+/// The segments of a batch as [`compute`] makes them of the same `groups`.
 ///
 /// # Errors
 /// [`LossError::NoSegments`].

@@ -110,7 +110,7 @@ fn inputs(case: &Case) -> Inputs {
 }
 
 fn run(case: &Case, inputs: &Inputs) -> LossParts {
-    compute(
+    compute_pairs(
         &inputs.config,
         &inputs.embeddings,
         &inputs.ids,
@@ -305,7 +305,7 @@ fn cooccurrence_counts_from_its_start_on() {
     inputs.config.cooc_start = 10;
     let at = |step| {
         let Inputs { config, embeddings, ids, dictionary, memory } = &inputs;
-        compute(config, embeddings, ids, &case.image_ids, dictionary, memory, step).unwrap()
+        compute_pairs(config, embeddings, ids, &case.image_ids, dictionary, memory, step).unwrap()
     };
     let value = |t: &Tensor| t.double_value(&[]);
     let (before, after) = (at(9), at(10));
@@ -336,7 +336,7 @@ fn tensors_that_do_not_belong_together_are_refused() {
     let case = case(7);
     let good = inputs(&case);
     let fails = |embeddings: &Tensor, ids: &Tensor, images: &[i64]| {
-        compute(&good.config, embeddings, ids, images, &good.dictionary, &good.memory, 0)
+        compute_pairs(&good.config, embeddings, ids, images, &good.dictionary, &good.memory, 0)
             .unwrap_err()
             .to_string()
     };
@@ -366,7 +366,7 @@ fn views_in_groups_are_views_all_the_same() {
     let groups = [0, 2].map(|start| group(inputs.embeddings.shallow_clone(), start));
     let compute = |groups: &[ViewGroup]| {
         let (dictionary, memory) = (&inputs.dictionary, &inputs.memory);
-        compute_groups(&inputs.config, groups, &case.image_ids, dictionary, memory, 0)
+        compute(&inputs.config, groups, &case.image_ids, dictionary, memory, 0)
     };
     let parts = compute(&groups).unwrap();
     assert_eq!(parts.stats, whole.stats);
@@ -421,7 +421,8 @@ fn time_of_a_full_batch() {
         let start = std::time::Instant::now();
         let images: Vec<i64> = (0..8).map(|i| i + 8 * step as i64).collect();
         let parts =
-            compute(&LossConfig::default(), &f, &ids, &images, &dictionary, &memory, step).unwrap();
+            compute_pairs(&LossConfig::default(), &f, &ids, &images, &dictionary, &memory, step)
+                .unwrap();
         let forward = start.elapsed();
         parts.total.backward();
         println!("forward {forward:?}, with backward {:?}, {:?}", start.elapsed(), parts.stats);

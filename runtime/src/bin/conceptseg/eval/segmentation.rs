@@ -253,6 +253,11 @@ fn evaluate(
     json: bool,
 ) -> Result<()> {
     let model = model_args.open()?;
+    ensure!(
+        !method.multi_scale || matches!(model.bundle().manifest.embedder.size, SizeRule::Dynamic),
+        "the network of {} has a fixed size and cannot see several scales; leave --multi-scale out",
+        model_args.bundle.display()
+    );
     let start = Instant::now();
     let short_side = model_args.short_side;
     let clusters = method.clusters();
@@ -282,11 +287,6 @@ fn evaluate(
         Classifier::Linear(linear)
     };
     let scales: &[f64] = if method.multi_scale { &SCALES } else { &[1.0] };
-    ensure!(
-        !method.multi_scale || matches!(model.bundle().manifest.embedder.size, SizeRule::Dynamic),
-        "the network of {} has a fixed size and cannot see several scales; leave --multi-scale out",
-        model_args.bundle.display()
-    );
     description["method"]["scales"] = json!(scales);
     description["method"]["mirrored"] = method.multi_scale.into();
     let bar = progress_bar("scored", val.images.len())?;
