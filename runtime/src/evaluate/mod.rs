@@ -11,6 +11,7 @@ pub mod linear;
 pub mod neighbours;
 pub mod purity;
 mod resample;
+pub mod run;
 
 use std::path::PathBuf;
 use std::sync::Arc;
