@@ -142,9 +142,10 @@ pub fn score(
                 predictor.several(image, classifier, scales)?
             };
             let mut confusion = Confusion::new(count, Some(set.classes.void));
-            confusion
-                .add(labels, &prediction)
-                .map_err(|source| EvaluateError::Score { path: one.labels.clone(), source })?;
+            confusion.add(labels, &prediction).map_err(|source| EvaluateError::Score {
+                path: one.labels.path().to_owned(),
+                source,
+            })?;
             Ok(confusion)
         },
         tick,

@@ -1,4 +1,5 @@
 //! `conceptseg eval voc | camvid | folder | concepts`: classes and concepts of still images.
+//! `eval coco` shares its arguments and its protocol.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -13,7 +14,7 @@ use conceptseg::backend::{BackendKind, BackendOptions};
 use conceptseg::bundle::SizeRule;
 use conceptseg::concepts::SegmentationConfig;
 use conceptseg::datasets::segmentation::{Classes, SegmentationDataset};
-use conceptseg::datasets::{camvid, voc};
+use conceptseg::datasets::{camvid, coco, voc};
 use conceptseg::embed::Model;
 use conceptseg::evaluate::classes::{self, Classifier, ClusterSettings, Resolution, SCALES};
 use conceptseg::evaluate::linear::LinearClassifier;
@@ -27,7 +28,7 @@ use crate::davis::STYLE;
 
 /// The model and how it sees images.
 #[derive(Debug, clap::Args)]
-struct ModelArgs {
+pub(super) struct ModelArgs {
     /// Folder of the model bundle.
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
@@ -44,7 +45,7 @@ struct ModelArgs {
 
 /// How classes are decided.
 #[derive(Debug, clap::Args)]
-struct MethodArgs {
+pub(super) struct MethodArgs {
     /// Sides of the grid of blocks that clusters start as.
     #[arg(long, default_value_t = 5, value_name = "N")]
     grid: usize,
@@ -68,7 +69,7 @@ struct MethodArgs {
         value_name = "FILE",
         conflicts_with_all = ["grid", "rounds", "cluster", "neighbours"]
     )]
-    linear: Option<PathBuf>,
+    pub(super) linear: Option<PathBuf>,
     /// Sum votes over the scales 0.5, 0.75, … 1.75, each also mirrored.
     #[arg(long)]
     multi_scale: bool,
@@ -207,6 +208,10 @@ enum DataArg {
     Camvid,
     /// ROOT/images and ROOT/labels.
     Folder,
+    /// COCO's instances.
+    Coco,
+    /// COCO's panoptic segments.
+    CocoPanoptic,
 }
 
 pub fn voc(args: &VocArgs, json: bool) -> Result<()> {
@@ -244,7 +249,7 @@ pub fn folder(args: &FolderArgs, json: bool) -> Result<()> {
 }
 
 /// Runs the protocol on an opened data set and prints the outcome.
-fn evaluate(
+pub(super) fn evaluate(
     name: &str,
     model_args: &ModelArgs,
     method: &MethodArgs,
@@ -355,13 +360,11 @@ impl ConceptArgs {
     fn open(&self) -> Result<SegmentationDataset> {
         let (root, limit) = (&self.root, self.limit);
         Ok(match self.data {
-            DataArg::Voc => {
-                let split = match self.split.as_str() {
-                    "train" => voc::Split::Train,
-                    "val" => voc::Split::Val,
-                    other => anyhow::bail!("VOC has no split {other}; use train or val"),
-                };
-                voc::open(root, split, self.list.as_deref(), limit)?
+            DataArg::Voc => voc::open(root, self.train_or_val()?, self.list.as_deref(), limit)?,
+            DataArg::Coco | DataArg::CocoPanoptic => {
+                let panoptic = self.data == DataArg::CocoPanoptic;
+                let source = coco::Source::standard(root, self.train_or_val()?, panoptic);
+                coco::open(&source, None, limit)?.0
             }
             DataArg::Camvid => camvid::open(root, &self.split, limit)?,
             DataArg::Folder => {
@@ -371,6 +374,14 @@ impl ConceptArgs {
                 SegmentationDataset::open_folders(&images, &labels, classes, limit)?
             }
         })
+    }
+
+    fn train_or_val(&self) -> Result<voc::Split> {
+        match self.split.as_str() {
+            "train" => Ok(voc::Split::Train),
+            "val" => Ok(voc::Split::Val),
+            other => anyhow::bail!("the data set has no split {other}; use train or val"),
+        }
     }
 }
 
