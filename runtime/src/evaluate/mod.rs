@@ -10,7 +10,9 @@ mod clusters;
 pub mod linear;
 pub mod neighbours;
 pub mod purity;
+pub mod report;
 mod resample;
+pub mod run;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -50,6 +52,9 @@ pub enum EvaluateError {
         /// What does not fit.
         source: MiouError,
     },
+    /// The run folder cannot be used.
+    #[error(transparent)]
+    Run(#[from] run::RunError),
     /// A setting is out of range.
     #[error("the setting {setting} is {value}; it must be {allowed}")]
     Setting {
