@@ -178,6 +178,23 @@ impl Labels {
         }
     }
 
+    /// The file that only this image needs, where there is one.
+    pub fn own_file(&self) -> Option<&Path> {
+        match self {
+            Self::Png(_) | Self::Panoptic(_) => Some(self.path()),
+            Self::Instances(_) => None,
+        }
+    }
+
+    /// The file that the images of the data set share, where there is one. It can be large.
+    pub fn shared_file(&self) -> Option<&Path> {
+        match self {
+            Self::Png(_) => None,
+            Self::Instances(instances) => Some(instances.file()),
+            Self::Panoptic(segments) => Some(segments.file()),
+        }
+    }
+
     /// Reads or draws them.
     pub fn read(&self) -> Result<LabelMap, SegmentationError> {
         Ok(match self {

@@ -7,6 +7,15 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CocoError {
+    /// The annotation file or the folder of images is not there.
+    #[error(
+        "{path} is missing; COCO 2017 has the folders train2017 and val2017 and the files \
+         annotations/instances_*.json or panoptic_*.json, each of which can be named instead"
+    )]
+    Absent {
+        /// The file or folder.
+        path: PathBuf,
+    },
     /// A file could not be read.
     #[error("cannot read {path}: {source}")]
     Io {

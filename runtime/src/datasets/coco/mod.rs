@@ -115,13 +115,10 @@ pub fn open(
     limit: Option<usize>,
 ) -> Result<(SegmentationDataset, usize), SegmentationError> {
     let path = &source.annotations;
-    if !path.is_file() || !source.images.is_dir() {
-        return Err(SegmentationError::Layout {
-            root: if path.is_file() { source.images.clone() } else { path.clone() },
-            dataset: "COCO",
-            expected: "ROOT/train2017, ROOT/val2017 and ROOT/annotations/instances_*.json or \
-                       panoptic_*.json, or a folder of images and a file of annotations",
-        });
+    for (path, there) in [(path, path.is_file()), (&source.images, source.images.is_dir())] {
+        if !there {
+            return Err(CocoError::Absent { path: path.clone() }.into());
+        }
     }
     // Which images have enough pixels is known once their annotations have been read.
     let first_limit = if min_pixels.is_none() { limit } else { None };

@@ -26,6 +26,11 @@ pub struct PanopticLabels {
 }
 
 impl PanopticLabels {
+    /// The annotation file.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
     /// The PNG.
     pub fn mask(&self) -> &Path {
         &self.mask

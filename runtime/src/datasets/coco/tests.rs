@@ -139,7 +139,9 @@ fn instances_become_classes_and_what_two_cover_becomes_void() {
     assert_eq!(names, ["seven", "three"], "the order of the file");
     let seven = [15, 15, 0, 255, 15, 255, 8, 0, 0, 8, 8, 0];
     assert_eq!(labels(&set), [seven.to_vec(), vec![0, 8, 0, 8]]);
-    assert!(set.images[0].labels.path().ends_with("instances_val2017.json"));
+    let source = &set.images[0].labels;
+    assert!(source.path().ends_with("instances_val2017.json"));
+    assert_eq!((source.own_file(), source.shared_file()), (None, Some(source.path())));
 }
 
 #[test]
@@ -157,6 +159,9 @@ fn segments_become_classes_and_crowds_and_pixels_of_no_segment_become_void() {
     let mut seven = vec![15; 12];
     seven[5] = 255;
     assert_eq!(labels(&set), [seven, vec![8, 0, 8, 255]]);
+    let source = &set.images[0].labels;
+    assert!(source.own_file().unwrap().ends_with("panoptic_val2017/seven.png"));
+    assert!(source.shared_file().unwrap().ends_with("panoptic_val2017.json"));
 }
 
 #[test]
@@ -240,7 +245,11 @@ fn a_wrong_file_is_named() {
     assert!(message.contains("annotation number 0: missing field"), "{message}");
     fs::remove_file(&path).unwrap();
     let message = fixture.open(false).unwrap_err().to_string();
-    assert!(message.contains("ROOT/annotations/instances_*.json"), "{message}");
+    assert!(message.contains("annotations/instances_val2017.json is missing"), "{message}");
+    fixture.write("instances", &instances());
+    fs::remove_dir_all(fixture.root.path().join("val2017")).unwrap();
+    let message = fixture.open(false).unwrap_err().to_string();
+    assert!(message.contains("val2017 is missing; COCO 2017 has"), "{message}");
 }
 
 #[test]
