@@ -1,5 +1,6 @@
 //! Data sets of images with a class for every pixel, whatever their layout on disk.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -314,6 +315,15 @@ impl SegmentationDataset {
             Some(error) => Err(error),
             None => Ok(Self { classes, images }),
         }
+    }
+
+    /// The files that hold the labels, each once: those of single images in their order, then
+    /// those that images share.
+    pub fn label_files(&self) -> Vec<PathBuf> {
+        let own = self.images.iter().filter_map(|one| one.labels.own_file());
+        let shared: BTreeSet<&Path> =
+            self.images.iter().filter_map(|one| one.labels.shared_file()).collect();
+        own.chain(shared).map(Path::to_owned).collect()
     }
 
     /// Opens a folder of images with a folder of label PNGs of the same names.

@@ -14,11 +14,12 @@ pub mod report;
 mod resample;
 pub mod run;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use image::RgbImage;
 use rayon::prelude::*;
+use serde::Serialize;
 
 use crate::concepts::ConceptError;
 use crate::datasets::segmentation::{LabelledImage, SegmentationDataset, SegmentationError};
@@ -27,6 +28,7 @@ use crate::frame::{FrameError, FrameView, Normalization, Preprocessor};
 use crate::labels::LabelMap;
 use crate::metrics::miou::MiouError;
 use crate::stream::input_size;
+use run::{Stage, Unit};
 
 /// Why an evaluation stopped.
 #[derive(Debug, thiserror::Error)]
@@ -113,24 +115,35 @@ impl Embedder {
     }
 }
 
-/// Runs `work` on every image and its labels, on all cores, and gives the results in the order
-/// of the list. `init` makes what one thread keeps; `tick` is called after each image.
-fn for_each_image<T: Send, R: Send>(
+/// Runs `work` on every image of a stage that is still to do, with its labels, on all cores.
+/// `init` makes what one thread keeps; `tick` is called after each image.
+fn for_each_image<T, R: Serialize + Send>(
     set: &SegmentationDataset,
+    stage: &Stage<R>,
     init: impl Fn() -> T + Sync + Send,
     work: impl Fn(&mut T, &LabelledImage, &RgbImage, &LabelMap) -> Result<R, EvaluateError>
     + Sync
     + Send,
     tick: &(dyn Fn() + Sync),
-) -> Result<Vec<R>, EvaluateError> {
-    set.images
-        .par_iter()
-        .with_max_len(1)
-        .map_init(init, |state, one| {
-            let (image, labels) = (one.read_image()?, one.read_labels()?);
-            let result = work(state, one, &image, &labels);
-            tick();
-            result
-        })
-        .collect()
+) -> Result<(), EvaluateError> {
+    stage.pending().par_iter().with_max_len(1).try_for_each_init(init, |state, &at| {
+        let one = &set.images[at];
+        let (image, labels) = (one.read_image()?, one.read_labels()?);
+        stage.put(at, work(state, one, &image, &labels)?)?;
+        tick();
+        Ok(())
+    })
+}
+
+/// The images of a data set as units of a run. A file of annotations of many images belongs to
+/// the inputs of the run ([`SegmentationDataset::label_files`]).
+pub fn units(set: &SegmentationDataset) -> Vec<Unit> {
+    let unit = |one: &LabelledImage| {
+        let labels = one.labels.own_file().map(Path::to_owned);
+        Unit {
+            name: one.name.clone(),
+            files: [one.image.clone()].into_iter().chain(labels).collect(),
+        }
+    };
+    set.images.iter().map(unit).collect()
 }

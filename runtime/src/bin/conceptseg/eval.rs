@@ -2,6 +2,10 @@
 //! Here: `davis`, which carries the first masks of sequences.
 
 mod coco;
+mod compare;
+mod page;
+mod pictures;
+mod run;
 mod segmentation;
 
 use std::collections::BTreeMap;
@@ -44,13 +48,15 @@ pub enum Command {
     /// files are checked before the work starts.
     Voc(segmentation::VocArgs),
     /// The same on COCO 2017 with the classes of PASCAL VOC, from instances or panoptic segments.
-    Coco(coco::CocoArgs),
+    Coco(Box<coco::CocoArgs>),
     /// The same on `CamVid` (11 classes; the folders of `SegNet`).
     Camvid(segmentation::CamVidArgs),
     /// The same on any folders of images and label PNGs.
     Folder(segmentation::FolderArgs),
     /// Purity of the concepts of the live path: how far the segments of each show one class.
     Concepts(segmentation::ConceptArgs),
+    /// Compare two reports on the same images or sequences: differences with their confidence.
+    Compare(compare::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -156,6 +162,7 @@ pub fn run(command: &Command, json: bool) -> Result<()> {
         Command::Camvid(args) => segmentation::camvid(args, json),
         Command::Folder(args) => segmentation::folder(args, json),
         Command::Concepts(args) => segmentation::concepts(args, json),
+        Command::Compare(args) => compare::run(args, json),
     }
 }
 

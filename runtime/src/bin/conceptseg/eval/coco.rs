@@ -8,6 +8,7 @@ use conceptseg::datasets::coco::{self, Kind, MIN_TRAIN_PIXELS, Source};
 use conceptseg::datasets::segmentation::SegmentationDataset;
 use conceptseg::datasets::voc::Split;
 
+use super::run::RunArgs;
 use super::segmentation::{MethodArgs, ModelArgs, evaluate};
 
 /// COCO 2017.
@@ -17,6 +18,8 @@ pub struct CocoArgs {
     model: ModelArgs,
     #[command(flatten)]
     method: MethodArgs,
+    #[command(flatten)]
+    run: RunArgs,
     /// Folder of the data set: train2017, val2017 and annotations.
     #[arg(
         long,
@@ -63,11 +66,11 @@ enum KindArg {
 pub fn run(args: &CocoArgs, json: bool) -> Result<()> {
     let train = args.open_train()?;
     let (val, _) = coco::open(&args.source(Split::Val)?, None, args.limit)?;
-    let name = match args.kind {
-        KindArg::Instances => "COCO 2017 instances",
-        KindArg::Panoptic => "COCO 2017 panoptic",
+    let kind = match args.kind {
+        KindArg::Instances => "coco",
+        KindArg::Panoptic => "coco-panoptic",
     };
-    evaluate(name, &args.model, &args.method, train.as_ref(), &val, json)
+    evaluate(kind, &args.model, &args.method, train.as_ref(), &val, &args.run, json)
 }
 
 impl CocoArgs {
@@ -204,11 +207,21 @@ mod tests {
     fn both_kinds_of_annotations_are_evaluated_alike() {
         let root = fixture();
         let path = root.path().display().to_string();
-        let mut labels = Vec::new();
+        let out = tempfile::tempdir().unwrap();
+        let (mut labels, mut figures) = (Vec::new(), Vec::new());
         for kind in ["instances", "panoptic"] {
-            let more = ["--root", &path, "--kind", kind, "--neighbours", "3", "--cluster", "grid"];
+            let folder = out.path().join(kind).display().to_string();
+            let more = ["--root", &path, "--kind", kind, "--neighbours", "3", "--out", &folder];
             let args: CocoArgs = args(root.path(), &more);
             run(&args, true).unwrap();
+            // The journal holds every image, so that nothing is left to do.
+            let folder = out.path().join(kind);
+            let report = std::fs::read_to_string(folder.join("report.json")).unwrap();
+            run(&args, true).unwrap();
+            assert_eq!(std::fs::read_to_string(folder.join("report.json")).unwrap(), report);
+            let report: Value = serde_json::from_str(&report).unwrap();
+            let figure = |name: &str| report["figures"][name]["value"].as_f64().unwrap();
+            figures.push(figure("pixel accuracy"));
             let train = args.source(Split::Train).unwrap();
             let (train, dropped) = coco::open(&train, Some(MIN_TRAIN_PIXELS), None).unwrap();
             assert_eq!((train.images.len(), dropped), (5, 1), "the small cat is left out");
@@ -218,6 +231,22 @@ mod tests {
             labels.push(maps);
         }
         assert_eq!(labels[0], labels[1]);
+        assert_eq!(figures[0], figures[1]);
+        assert!(figures[0] > 0.9, "{figures:?}");
+    }
+
+    #[test]
+    fn results_of_other_annotations_are_not_taken_over() {
+        let root = fixture();
+        let path = root.path().display().to_string();
+        let out = root.path().join("out").display().to_string();
+        let args: CocoArgs = args(root.path(), &["--root", &path, "--out", &out]);
+        run(&args, true).unwrap();
+        let file = root.path().join("annotations/instances_val2017.json");
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text.replacen("\"category_id\":17", "\"category_id\":1", 1)).unwrap();
+        let text = run(&args, true).unwrap_err().to_string();
+        assert!(text.contains("results of other inputs: files.annotations is"), "{text}");
     }
 
     #[test]
