@@ -14,7 +14,7 @@ pub mod report;
 mod resample;
 pub mod run;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use image::RgbImage;
@@ -135,11 +135,15 @@ fn for_each_image<T, R: Serialize + Send>(
     })
 }
 
-/// The images of a data set as units of a run.
+/// The images of a data set as units of a run. A file of annotations of many images belongs to
+/// the inputs of the run ([`SegmentationDataset::label_files`]).
 pub fn units(set: &SegmentationDataset) -> Vec<Unit> {
-    let unit = |one: &LabelledImage| Unit {
-        name: one.name.clone(),
-        files: vec![one.image.clone(), one.labels.clone()],
+    let unit = |one: &LabelledImage| {
+        let labels = one.labels.own_file().map(Path::to_owned);
+        Unit {
+            name: one.name.clone(),
+            files: [one.image.clone()].into_iter().chain(labels).collect(),
+        }
     };
     set.images.iter().map(unit).collect()
 }

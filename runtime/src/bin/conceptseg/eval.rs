@@ -1,6 +1,7 @@
 //! `conceptseg eval`: scores a bundle on data sets, through the same code that live streams use.
 //! Here: `davis`, which carries the first masks of sequences.
 
+mod coco;
 mod compare;
 mod page;
 mod pictures;
@@ -46,6 +47,8 @@ pub enum Command {
     /// cluster of a validation image takes the class of most of its nearest prototypes. All
     /// files are checked before the work starts.
     Voc(segmentation::VocArgs),
+    /// The same on COCO 2017 with the classes of PASCAL VOC, from instances or panoptic segments.
+    Coco(Box<coco::CocoArgs>),
     /// The same on `CamVid` (11 classes; the folders of `SegNet`).
     Camvid(segmentation::CamVidArgs),
     /// The same on any folders of images and label PNGs.
@@ -155,6 +158,7 @@ pub fn run(command: &Command, json: bool) -> Result<()> {
     match command {
         Command::Davis(args) => davis(args, json),
         Command::Voc(args) => segmentation::voc(args, json),
+        Command::Coco(args) => coco::run(args, json),
         Command::Camvid(args) => segmentation::camvid(args, json),
         Command::Folder(args) => segmentation::folder(args, json),
         Command::Concepts(args) => segmentation::concepts(args, json),

@@ -1,4 +1,5 @@
 //! `conceptseg eval voc | camvid | folder | concepts`: classes and concepts of still images.
+//! `eval coco` shares its arguments and its protocol.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -13,7 +14,7 @@ use conceptseg::backend::{BackendKind, BackendOptions};
 use conceptseg::bundle::SizeRule;
 use conceptseg::concepts::SegmentationConfig;
 use conceptseg::datasets::segmentation::{Classes, SegmentationDataset};
-use conceptseg::datasets::{camvid, voc};
+use conceptseg::datasets::{camvid, coco, voc};
 use conceptseg::embed::Model;
 use conceptseg::evaluate::classes::{
     self, Classifier, ClusterSettings, Predictor, Prototypes, Resolution, SCALES,
@@ -76,7 +77,7 @@ pub(super) struct MethodArgs {
         value_name = "FILE",
         conflicts_with_all = ["grid", "rounds", "cluster", "neighbours"]
     )]
-    linear: Option<PathBuf>,
+    pub(super) linear: Option<PathBuf>,
     /// Sum votes over the scales 0.5, 0.75, … 1.75, each also mirrored.
     #[arg(long)]
     multi_scale: bool,
@@ -221,6 +222,10 @@ enum DataArg {
     Camvid,
     /// ROOT/images and ROOT/labels.
     Folder,
+    /// COCO's instances.
+    Coco,
+    /// COCO's panoptic segments.
+    CocoPanoptic,
 }
 
 pub fn voc(args: &VocArgs, json: bool) -> Result<()> {
@@ -407,13 +412,11 @@ impl ConceptArgs {
     fn open(&self) -> Result<SegmentationDataset> {
         let (root, limit) = (&self.root, self.limit);
         Ok(match self.data {
-            DataArg::Voc => {
-                let split = match self.split.as_str() {
-                    "train" => voc::Split::Train,
-                    "val" => voc::Split::Val,
-                    other => anyhow::bail!("VOC has no split {other}; use train or val"),
-                };
-                voc::open(root, split, self.list.as_deref(), limit)?
+            DataArg::Voc => voc::open(root, self.train_or_val()?, self.list.as_deref(), limit)?,
+            DataArg::Coco | DataArg::CocoPanoptic => {
+                let panoptic = self.data == DataArg::CocoPanoptic;
+                let source = coco::Source::standard(root, self.train_or_val()?, panoptic);
+                coco::open(&source, None, limit)?.0
             }
             DataArg::Camvid => camvid::open(root, &self.split, limit)?,
             DataArg::Folder => {
@@ -423,6 +426,14 @@ impl ConceptArgs {
                 SegmentationDataset::open_folders(&images, &labels, classes, limit)?
             }
         })
+    }
+
+    fn train_or_val(&self) -> Result<voc::Split> {
+        match self.split.as_str() {
+            "train" => Ok(voc::Split::Train),
+            "val" => Ok(voc::Split::Val),
+            other => anyhow::bail!("the data set has no split {other}; use train or val"),
+        }
     }
 }
 
@@ -464,10 +475,8 @@ impl MethodArgs {
         train: Option<&SegmentationDataset>,
         val: &SegmentationDataset,
     ) -> Result<Inputs> {
-        let labels = |set: &SegmentationDataset| -> Result<String> {
-            let files: Vec<PathBuf> = set.images.iter().map(|i| i.labels.clone()).collect();
-            Ok(hash_each(&files)?)
-        };
+        let labels =
+            |set: &SegmentationDataset| -> Result<String> { Ok(hash_each(&set.label_files())?) };
         let mut settings = model_args.settings(model);
         settings["classes"] = val.classes.count().into();
         settings["images"] = val.images.len().into();
