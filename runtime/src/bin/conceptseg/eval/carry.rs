@@ -65,6 +65,11 @@ pub fn prepare(sequence: DavisSequence, layout: Option<Layout>) -> Result<Prepar
 }
 
 impl Prepared {
+    /// How its masks are stored.
+    pub fn layout(&self) -> Layout {
+        self.scorer.layout()
+    }
+
     /// Whether the frame's masks count.
     fn is_scored(&self, index: usize) -> bool {
         index != 0 && index + 1 != self.sequence.frames.len()
@@ -276,6 +281,11 @@ impl Speed {
 
     fn frames_per_second(&self) -> f64 {
         f64::from(self.frames) / self.total().as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+
+    /// Frames that were processed.
+    pub fn frames(&self) -> u32 {
+        self.frames
     }
 
     pub fn json(&self) -> Value {

@@ -1,6 +1,5 @@
 //! `conceptseg eval davis`: carries the first masks of sequences and scores what comes of them.
 
-use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,13 +9,26 @@ use clap::ValueEnum;
 use conceptseg::backend::{BackendKind, BackendOptions};
 use conceptseg::datasets::davis::DavisDataset;
 use conceptseg::embed::Model;
-use conceptseg::metrics::davis::{DavisReport, SequenceReport};
+use conceptseg::evaluate::report::{Report, Scores, SequenceMasks};
+use conceptseg::evaluate::run::{Inputs, Unit, hash_each};
+use conceptseg::labels::LabelMap;
+use conceptseg::metrics::davis::SequenceScore;
+use maud::{Markup, html};
 use serde_json::{Value, json};
 
 use super::carry::{Prepared, Speed, evaluate, hold_still, prepare};
+use super::page::{self, Section, Shown};
+use super::pictures;
+use super::run::{self, RunArgs, finish};
 use super::setting::{Setting, SettingArgs};
 use super::sweep::{Axis, Sweep};
 use crate::davis::{LayoutArg, Selection, progress_bar, table};
+
+/// Folder of the masks in the run folder, as masks/<sequence>/00000.png: palette PNGs of object
+/// ids, which `metrics davis` and the official tool read.
+const MASKS: &str = "masks";
+/// Sequences of which pictures are shown in the report.
+const SHOWN: usize = 12;
 
 #[derive(Debug, clap::Args)]
 pub struct DavisArgs {
@@ -33,10 +45,8 @@ pub struct DavisArgs {
     /// How the annotations store their objects.
     #[arg(long, value_enum, default_value_t)]
     layout: LayoutArg,
-    /// Folder to write the masks to, as DIR/<sequence>/00000.png: palette PNGs of object
-    /// ids, which `metrics davis` and the official tool read.
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    run: RunArgs,
     /// What runs the network.
     #[arg(long, value_enum, default_value_t, conflicts_with = "baseline")]
     backend: BackendKind,
@@ -98,11 +108,6 @@ pub fn run(args: &DavisArgs, json: bool) -> Result<()> {
     let layout = args.layout.layout();
     let prepared: Vec<Prepared> =
         dataset.sequences.into_iter().map(|s| prepare(s, layout)).collect::<Result<_>>()?;
-    if let Some(out) = &args.out {
-        for one in &prepared {
-            check_writable(&out.join(&one.sequence.name))?;
-        }
-    }
     if let Some(folder) = args.plot.as_ref().and_then(|plot| plot.parent()) {
         check_writable(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?;
     }
@@ -124,46 +129,127 @@ pub fn run(args: &DavisArgs, json: bool) -> Result<()> {
         return Ok(());
     }
 
-    let bar = progress_bar(frames)?;
+    let run = args.run.open(method.inputs(&prepared)?)?;
+    let units: Vec<Unit> = prepared.iter().map(unit).collect();
+    let stage = run.stage::<SequenceScore>("sequences", &units)?;
+    let masks = run.folder().map(|folder| folder.join(MASKS));
+    if let Some(masks) = &masks {
+        for &at in stage.pending() {
+            check_writable(&masks.join(&units[at].name))?;
+        }
+    }
+    let todo = stage.pending().iter().map(|&at| prepared[at].sequence.frames.len());
+    let bar = progress_bar(todo.sum())?;
     let tick = |n| bar.inc(n);
     let mut speed = Speed::default();
-    let mut sequences = BTreeMap::new();
-    for one in &prepared {
+    for &at in stage.pending() {
+        let one = &prepared[at];
         let name = &one.sequence.name;
         bar.set_message(name.clone());
-        let out = args.out.as_ref().map(|out| out.join(name));
+        let out = masks.as_ref().map(|masks| masks.join(name));
         let score = match &method {
             Method::Still => hold_still(one, out.as_deref(), &tick),
             Method::Model { model, setting } => {
                 evaluate(one, model, setting, out.as_deref(), &mut speed, &tick)
             }
         };
-        let score = score.with_context(|| format!("cannot evaluate the sequence {name}"))?;
-        sequences.insert(name.clone(), SequenceReport::from(&score));
+        stage.put(at, score.with_context(|| format!("cannot evaluate the sequence {name}"))?)?;
     }
     bar.finish_and_clear();
+    let Some(scores) = finish("masks", "sequences", stage) else { return Ok(()) };
 
-    let report = DavisReport::new(sequences);
+    let sequences = units
+        .iter()
+        .zip(&scores)
+        .map(|(unit, score)| SequenceMasks { name: unit.name.clone(), report: score.into() });
+    let report =
+        Report::new(run.inputs().clone(), Scores::Masks { sequences: sequences.collect() });
+    let table_of = report.scores.masks().context("no sequence was scored")?;
+    if let Some(masks) = &masks {
+        let mut sections = vec![Section::new("Frame by frame", over_time(&units, &scores))];
+        sections.extend(shown(&prepared, masks)?);
+        run::write(&run, &report, sections)?;
+    }
     let mut stdout = std::io::stdout().lock();
     if json {
-        let mut object = serde_json::to_value(&report)?;
+        let mut object = serde_json::to_value(&table_of)?;
+        object["inputs"] = serde_json::to_value(&report.inputs)?;
+        object["figures"] = serde_json::to_value(&report.figures)?;
         object["method"] = method.describe();
-        if let Method::Model { .. } = method {
+        if speed.frames() > 0 {
             object["speed"] = speed.json();
         }
         writeln!(stdout, "{object}")?;
     } else {
-        write!(stdout, "{}", table(&report))?;
+        write!(stdout, "{}{}", table(&table_of), run::figures_text(&report))?;
         match &method {
             Method::Still => writeln!(stdout, "baseline: the first mask held still")?,
             Method::Model { model, setting } => {
                 writeln!(stdout, "{}", setting.text(model))?;
                 writeln!(stdout, "network on {}", model.backend_description())?;
-                writeln!(stdout, "{}", speed.text())?;
+                if speed.frames() > 0 {
+                    writeln!(stdout, "{}", speed.text())?;
+                }
             }
         }
     }
     Ok(())
+}
+
+fn unit(prepared: &Prepared) -> Unit {
+    let frames = &prepared.sequence.frames;
+    let images = frames.iter().map(|f| f.image.clone());
+    let annotations = frames.iter().map(|f| f.annotation.clone());
+    Unit { name: prepared.sequence.name.clone(), files: images.chain(annotations).collect() }
+}
+
+/// J&F of every object in every evaluated frame.
+fn over_time(units: &[Unit], scores: &[SequenceScore]) -> Markup {
+    html! {
+        p.note { "J&F of every object from the second frame to the last but one; the lines are 0 and 1." }
+        table {
+            @for (unit, score) in units.iter().zip(scores) {
+                @for object in &score.objects {
+                    @let both = object.region().into_iter().zip(object.boundary());
+                    @let values: Vec<f64> = both.map(|(j, f)| f64::midpoint(j, f)).collect();
+                    tr {
+                        td { (unit.name) @if score.objects.len() > 1 { " – object " (object.id) } }
+                        td { (page::sparkline(&values)) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The first, middle and last frame of each sequence with its masks; of sequences whose masks
+/// are in this folder.
+fn shown(prepared: &[Prepared], masks: &Path) -> Result<Option<Section>> {
+    let mut all = Vec::new();
+    for at in pictures::spread(prepared.len(), SHOWN) {
+        let sequence = &prepared[at].sequence;
+        let frames = &sequence.frames;
+        let mut pictures = [const { String::new() }; 3];
+        let mut found = true;
+        for (picture, at) in pictures.iter_mut().zip([0, frames.len() / 2, frames.len() - 1]) {
+            let mask = masks.join(&sequence.name).join(format!("{}.png", frames[at].name));
+            if !mask.is_file() {
+                found = false;
+                break;
+            }
+            let image = image::open(&frames[at].image)
+                .with_context(|| format!("cannot decode {}", frames[at].image.display()))?
+                .into_rgb8();
+            let drawn = pictures::overlay(&image, &LabelMap::read_png(&mask)?, Some(0), 255);
+            *picture = pictures::jpeg(&drawn)?;
+        }
+        if found {
+            all.push(Shown { name: sequence.name.clone(), pictures });
+        }
+    }
+    let captions = ["the first frame with the mask given", "the middle frame", "the last frame"];
+    let section = || Section::new("Masks", page::pictures(&all, captions));
+    Ok((!all.is_empty()).then(section))
 }
 
 /// Makes the folder and finds out whether files can be made in it, so that hours of work
@@ -182,6 +268,23 @@ impl Method {
         let options = BackendOptions { kind: args.backend, threads: args.threads };
         let model = Model::open(bundle, &options)?;
         Ok(Self::Model { model, setting: args.setting.setting() })
+    }
+
+    /// Everything that decides the figures.
+    fn inputs(&self, prepared: &[Prepared]) -> Result<Inputs> {
+        let mut settings = self.describe();
+        let layouts = prepared.iter().map(|one| (one.sequence.name.clone(), json!(one.layout())));
+        settings["layouts"] = Value::Object(layouts.collect());
+        let annotations: Vec<PathBuf> = prepared
+            .iter()
+            .flat_map(|one| one.sequence.frames.iter().map(|f| f.annotation.clone()))
+            .collect();
+        let mut inputs = Inputs::new("davis", settings);
+        if let Self::Model { model, .. } = self {
+            inputs.settings["backend"] = model.backend_name().into();
+            inputs = inputs.with("embedder", model.bundle().manifest.embedder.sha256.clone());
+        }
+        Ok(inputs.with("annotations", hash_each(&annotations)?))
     }
 
     /// What a figure was reached with.
@@ -316,18 +419,18 @@ pub mod tests {
                 run(&args, true).unwrap();
                 run(&args, false).unwrap();
                 for i in 0..4 {
-                    let path = out.path().join(format!("box/{i:05}.png"));
+                    let path = out.path().join(format!("masks/box/{i:05}.png"));
                     let mask = LabelMap::read_png(&path).unwrap();
                     assert!(mask.data.iter().all(|&id| id < 2), "ids are stored as indices");
                     let file = std::io::BufReader::new(std::fs::File::open(&path).unwrap());
                     let reader = png::Decoder::new(file).read_info().unwrap();
                     assert_eq!(reader.info().palette.as_deref(), Some(PALETTE.as_flattened()));
                 }
-                let given = LabelMap::read_png(&out.path().join("box/00000.png")).unwrap();
+                let given = LabelMap::read_png(&out.path().join("masks/box/00000.png")).unwrap();
                 assert_eq!(given.data.iter().filter(|&&id| id == 1).count(), 4);
                 let scored = conceptseg::metrics::davis::score_folders(
                     &root.path().join("Annotations/480p/box"),
-                    &out.path().join("box"),
+                    &out.path().join("masks/box"),
                     None,
                     &|| (),
                 )
@@ -354,7 +457,7 @@ pub mod tests {
         let first =
             LabelMap::read_png(&root.path().join("Annotations/480p/box/00000.png")).unwrap();
         for i in 0..4 {
-            let written = out.path().join(format!("box/{i:05}.png"));
+            let written = out.path().join(format!("masks/box/{i:05}.png"));
             assert_eq!(LabelMap::read_png(&written).unwrap(), first);
         }
     }
@@ -386,7 +489,7 @@ pub mod tests {
         std::fs::write(&file, b"").unwrap();
         let root = dataset(3, 1);
         let message = refused(&still(root.path(), &file));
-        assert!(message.contains("cannot write to the folder"), "{message}");
+        assert!(message.contains("cannot make") && message.contains("file/journal"), "{message}");
 
         let mut args = still(root.path(), out.path());
         args.method = MethodArgs { bundle: Some(out.path().join("nothing")), baseline: None };
