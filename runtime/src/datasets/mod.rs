@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 pub mod camvid;
 pub mod davis;
+pub mod images;
 pub mod segmentation;
 pub mod voc;
 

@@ -1,15 +1,15 @@
 //! Evaluation of a model on labelled images: joins data sets, model and metrics.
 //!
 //! [`classes`] scores how well embeddings tell classes apart (nearest neighbours among
-//! prototypes of labelled images, or a linear classifier); [`purity`] scores the concepts that
-//! the live path gives. Images are worked on in parallel; results do not depend on the number
+//! prototypes of labelled images, or a linear classifier); [`concepts`] tells what the
+//! concepts that the live path gives show. Images are worked on in parallel; results do not depend on the number
 //! of threads.
 
 pub mod classes;
 mod clusters;
+pub mod concepts;
 pub mod linear;
 pub mod neighbours;
-pub mod purity;
 mod resample;
 
 use std::path::PathBuf;
@@ -60,6 +60,17 @@ pub enum EvaluateError {
         /// The allowed values.
         allowed: &'static str,
     },
+    /// The record of an image does not belong to the others.
+    #[error("the record of the image {image} cannot be used: {what}")]
+    Record {
+        /// Name of the image.
+        image: String,
+        /// What is wrong, as a sentence.
+        what: String,
+    },
+    /// A picture could not be drawn.
+    #[error("cannot draw a picture of the figures: {0}")]
+    Plot(String),
     /// A classifier cannot be used.
     #[error("{path}: {what}")]
     Classifier {

@@ -1,6 +1,7 @@
 //! `conceptseg eval`: scores a bundle on data sets, through the same code that live streams use.
 //! Here: `davis`, which carries the first masks of sequences.
 
+mod concepts;
 mod segmentation;
 
 use std::collections::BTreeMap;
@@ -46,8 +47,12 @@ pub enum Command {
     Camvid(segmentation::CamVidArgs),
     /// The same on any folders of images and label PNGs.
     Folder(segmentation::FolderArgs),
-    /// Purity of the concepts of the live path: how far the segments of each show one class.
-    Concepts(segmentation::ConceptArgs),
+    /// What the concepts of the live path show: purity, use of the dictionary, which occur
+    /// together, and pictures of each.
+    ///
+    /// With labels: how far the segments of each concept show one class. Without (`--images`):
+    /// all the rest. `--out` writes the histogram, the graph, tables, and sheets of segments.
+    Concepts(concepts::ConceptArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -151,7 +156,7 @@ pub fn run(command: &Command, json: bool) -> Result<()> {
         Command::Voc(args) => segmentation::voc(args, json),
         Command::Camvid(args) => segmentation::camvid(args, json),
         Command::Folder(args) => segmentation::folder(args, json),
-        Command::Concepts(args) => segmentation::concepts(args, json),
+        Command::Concepts(args) => concepts::run(args, json),
     }
 }
 
