@@ -104,6 +104,17 @@ impl ImageSet {
         }
     }
 
+    /// The files of an image: itself, and its labels where it has any.
+    pub fn files(&self, index: usize) -> Vec<PathBuf> {
+        match &self.content {
+            Content::Labelled(set) => {
+                let one = &set.images[index];
+                vec![one.image.clone(), one.labels.clone()]
+            }
+            Content::Plain(files) => vec![files[index].1.clone()],
+        }
+    }
+
     fn path(&self, index: usize) -> &Path {
         match &self.content {
             Content::Labelled(set) => &set.images[index].image,

@@ -1,7 +1,11 @@
 //! `conceptseg eval`: scores a bundle on data sets, through the same code that live streams use.
 //! Here: `davis`, which carries the first masks of sequences.
 
+mod compare;
 mod concepts;
+mod page;
+mod pictures;
+mod run;
 mod segmentation;
 
 use std::collections::BTreeMap;
@@ -51,8 +55,10 @@ pub enum Command {
     /// together, and pictures of each.
     ///
     /// With labels: how far the segments of each concept show one class. Without (`--images`):
-    /// all the rest. `--out` writes the histogram, the graph, tables, and sheets of segments.
+    /// all the rest. `--out` adds the histogram, the graph, tables, and sheets of segments.
     Concepts(concepts::ConceptArgs),
+    /// Compare two reports on the same images or sequences: differences with their confidence.
+    Compare(compare::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -157,6 +163,7 @@ pub fn run(command: &Command, json: bool) -> Result<()> {
         Command::Camvid(args) => segmentation::camvid(args, json),
         Command::Folder(args) => segmentation::folder(args, json),
         Command::Concepts(args) => concepts::run(args, json),
+        Command::Compare(args) => compare::run(args, json),
     }
 }
 

@@ -22,7 +22,7 @@ mod text;
 
 pub use graph::{ConceptGraph, Edge};
 pub use pictures::Pictures;
-pub use record::{ImageConcepts, Recorder, Segment, records};
+pub use record::{ImageConcepts, Recorder, Segment, records, units};
 pub use sample::Sample;
 pub use summary::{ConceptSummary, ConceptUse, DictionaryUse, SummarySettings, summary};
 

@@ -81,9 +81,14 @@ impl Pictures {
             files.push(("purity.svg".to_owned(), svg.as_bytes()));
         }
         for (page, sheet) in self.sheets.iter().enumerate() {
-            files.push((format!("sheets/{:03}.jpg", page + 1), sheet));
+            files.push((Self::sheet_name(page + 1), sheet));
         }
         files
+    }
+
+    /// The file of a page, counted from 1.
+    pub fn sheet_name(page: usize) -> String {
+        format!("sheets/{page:03}.jpg")
     }
 }
 

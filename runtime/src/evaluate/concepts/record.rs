@@ -1,5 +1,6 @@
 //! The concepts of one image, as a record that can be kept.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use image::RgbImage;
@@ -10,6 +11,8 @@ use crate::concepts::{ConceptLabeler, ConceptMap, SegmentationConfig};
 use crate::datasets::images::ImageSet;
 use crate::datasets::segmentation::Classes;
 use crate::embed::Model;
+use crate::evaluate::report;
+use crate::evaluate::run::{Stage, Unit};
 use crate::evaluate::{Embedder, EvaluateError};
 use crate::labels::LabelMap;
 use crate::metrics::purity::majority;
@@ -23,6 +26,23 @@ pub struct ImageConcepts {
     pub size: [u32; 2],
     /// Its segments, in raster order of their first pixel.
     pub segments: Vec<Segment>,
+}
+
+impl ImageConcepts {
+    /// What a report keeps of it: how many segments of at least `min_area` pixels each concept
+    /// has in each class.
+    pub fn counts(&self, min_area: u32) -> report::ImageConcepts {
+        let mut unlabelled = 0;
+        let mut counts: BTreeMap<(u16, u8), u64> = BTreeMap::new();
+        for segment in self.segments.iter().filter(|segment| segment.area >= min_area) {
+            match segment.class {
+                Some(class) => *counts.entry((segment.concept, class)).or_default() += 1,
+                None => unlabelled += 1,
+            }
+        }
+        let segments = counts.into_iter().map(|((concept, class), n)| (concept, class, n));
+        report::ImageConcepts { name: self.image.clone(), segments: segments.collect(), unlabelled }
+    }
 }
 
 /// A connected area of one concept.
@@ -112,28 +132,32 @@ fn majorities(map: &ConceptMap, labels: &LabelMap, classes: &Classes) -> Vec<Opt
     pixels.chunks_exact(count).map(|pixels| majority(pixels).map(|class| class as u8)).collect()
 }
 
-/// The records of all images, in their order, made on all cores; `tick` is called after each.
+/// The images of a set as units of a run.
+pub fn units(images: &ImageSet) -> Vec<Unit> {
+    let unit = |index| Unit { name: images.name(index).to_owned(), files: images.files(index) };
+    (0..images.len()).map(unit).collect()
+}
+
+/// Makes the records of the images of a stage that are still to do, on all cores; `tick` is
+/// called after each.
 pub fn records(
     model: &Arc<Model>,
     images: &ImageSet,
     short_side: u32,
     settings: &SegmentationConfig,
+    stage: &Stage<ImageConcepts>,
     tick: &(dyn Fn() + Sync),
-) -> Result<Vec<ImageConcepts>, EvaluateError> {
-    (0..images.len())
-        .into_par_iter()
-        .with_max_len(1)
-        .map_init(
-            || Recorder::new(model, short_side, settings),
-            |recorder, index| {
-                let (image, labels) = (images.read_image(index)?, images.read_labels(index)?);
-                let labels = labels.as_ref().zip(images.classes());
-                let record = recorder.record(images.name(index), &image, labels);
-                tick();
-                record
-            },
-        )
-        .collect()
+) -> Result<(), EvaluateError> {
+    stage.pending().par_iter().with_max_len(1).try_for_each_init(
+        || Recorder::new(model, short_side, settings),
+        |recorder, &index| {
+            let (image, labels) = (images.read_image(index)?, images.read_labels(index)?);
+            let labels = labels.as_ref().zip(images.classes());
+            stage.put(index, recorder.record(images.name(index), &image, labels)?)?;
+            tick();
+            Ok(())
+        },
+    )
 }
 
 #[cfg(test)]
@@ -155,6 +179,27 @@ mod tests {
         let classes = Classes::new(&["a", "b"], 255);
         // The tie of the second goes to the lower class, the third has void only.
         assert_eq!(majorities(&map, &labels, &classes), [Some(1), Some(0), None]);
+    }
+
+    #[test]
+    fn a_report_counts_the_segments_of_each_concept_and_class() {
+        let segment = |concept, area, class| Segment {
+            concept,
+            similarity: 0.5,
+            area,
+            bbox: [0, 0, area, 1],
+            class,
+        };
+        let segments = vec![
+            segment(4, 9, Some(1)),
+            segment(4, 5, Some(1)),
+            segment(4, 9, Some(0)),
+            segment(4, 1, Some(0)),
+            segment(2, 9, None),
+        ];
+        let record = ImageConcepts { image: "a".to_owned(), size: [40, 40], segments };
+        let counts = record.counts(2);
+        assert_eq!((counts.segments, counts.unlabelled), (vec![(4, 0, 1), (4, 1, 2)], 1));
     }
 
     #[test]

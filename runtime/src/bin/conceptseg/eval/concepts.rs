@@ -3,9 +3,12 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table};
 use conceptseg::bundle::ConceptNames;
@@ -15,13 +18,20 @@ use conceptseg::datasets::segmentation::{Classes, SegmentationDataset};
 use conceptseg::datasets::{camvid, voc};
 use conceptseg::embed::Model;
 use conceptseg::evaluate::concepts::{
-    ConceptSummary, Pictures, SummarySettings, concept_name, records, sheet, summary,
+    ConceptSummary, ConceptUse, ImageConcepts, Pictures, SummarySettings, concept_name, records,
+    sheet, summary, units,
 };
+use conceptseg::evaluate::report::{Report, Scores};
+use conceptseg::evaluate::run::{Inputs, Run, Stage, hash_each};
 use conceptseg::files::write_atomic;
 use conceptseg::metrics::purity::PurityReport;
-use serde_json::{Value, json};
+use indicatif::{ProgressBar, ProgressStyle};
+use maud::{PreEscaped, html};
+use serde_json::Value;
 
-use super::segmentation::{ModelArgs, progress_bar};
+use super::page::Section;
+use super::run::{self, RunArgs, finish, progress_bar};
+use super::segmentation::ModelArgs;
 use crate::davis::STYLE;
 
 /// Concepts in the table for people.
@@ -44,10 +54,8 @@ pub struct ConceptArgs {
     rounds: usize,
     #[command(flatten)]
     summary: SummaryArgs,
-    /// Folder to write pictures and tables to: purity.svg, graph.svg, graph.csv, concepts.csv,
-    /// sheets/*.jpg.
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
 /// The images, with or without labels.
@@ -131,62 +139,63 @@ struct Named {
 pub fn run(args: &ConceptArgs, json: bool) -> Result<()> {
     let set = args.data.open(args.limit)?;
     let beside = args.data.open_beside(args.limit)?;
-    if let Some(out) = &args.out {
-        prepare(out)?;
-    }
     let model = args.model.open()?;
     let start = Instant::now();
-    let summed = args.sum_up(&model, &set.images)?;
-    let beside = match beside {
-        Some(other) => Some((args.sum_up(&model, &other.images)?, other)),
+    let run = args.run.open(args.inputs(&model, &set, beside.as_ref())?)?;
+    let stage = args.record(&model, &set, &run, "concepts")?;
+    let other = match &beside {
+        Some(set) => Some((set, args.record(&model, set, &run, "beside")?)),
         None => None,
     };
-    if let Some(out) = &args.out {
-        let bar = progress_bar("drawn", sheet::sampled_images(&summed.samples))?;
+    let Some(records) = finish("concepts", "images", stage) else { return Ok(()) };
+    let summed = args.sum_up(&model, &set, &records)?;
+    let beside = match other {
+        Some((set, stage)) => {
+            let Some(records) = finish("beside", "images", stage) else { return Ok(()) };
+            Some((set, args.sum_up(&model, set, &records)?))
+        }
+        None => None,
+    };
+    let report = Report::new(run.inputs().clone(), args.scores(&model, &set, &records));
+    if let Some(folder) = run.folder() {
         let others: Vec<_> = beside
             .iter()
-            .filter_map(|(summed, other)| Some((&*other.name, summed.purity.as_ref()?)))
+            .filter_map(|(other, summed)| Some((&*other.name, summed.purity.as_ref()?)))
             .collect();
-        let (short_side, settings) = (args.model.short_side, args.segmentation());
-        let tick = || bar.inc(1);
-        let (images, name) = (&set.images, &set.name);
-        let pictures =
-            Pictures::draw(&model, images, short_side, &settings, &summed, name, &others, &tick)?;
-        bar.finish_and_clear();
-        write_files(out, &pictures)?;
+        let pictures = args.draw(&model, &set, &summed, &others)?;
+        write_files(folder, &pictures)?;
+        let sections = sections(&summed, &pictures, &model.bundle().names, set.images.classes());
+        run::write(&run, &report, sections)?;
     }
     let seconds = start.elapsed().as_secs_f64();
     let mut out = std::io::stdout().lock();
-    let beside = beside.as_ref().map(|(summed, other)| (summed, other));
     if json {
-        let mut object = args.describe(&model, &set);
+        let mut object = figures(&summed, set.images.classes())?;
+        object["inputs"] = serde_json::to_value(&report.inputs)?;
+        object["figures"] = serde_json::to_value(&report.figures)?;
         object["seconds"] = seconds.into();
-        for (key, value) in figures(&summed, set.images.classes())? {
-            object[key] = value;
-        }
-        if let Some((summed, other)) = beside {
-            object["beside"] = json!({ "split": other.name });
-            for (key, value) in figures(summed, other.images.classes())? {
-                object["beside"][key] = value;
-            }
+        if let Some((other, summed)) = &beside {
+            object["beside"] = figures(summed, other.images.classes())?;
+            object["beside"]["split"] = other.name.clone().into();
         }
         writeln!(out, "{object}")?;
-    } else {
-        if let Some(purity) = &summed.purity {
-            write!(out, "{}", purity_text(purity))?;
-        }
-        let names = &model.bundle().names;
-        write!(out, "{}", use_text(&summed, names, set.images.classes()))?;
-        if let Some((ConceptSummary { purity: Some(purity), .. }, other)) = beside {
-            write!(out, "\nbeside: {}\n{}", other.name, purity_text(purity))?;
-        }
-        writeln!(
-            out,
-            "{} images in {seconds:.1} s, network on {}",
-            summed.images + beside.map_or(0, |(summed, _)| summed.images),
-            model.backend_description()
-        )?;
+        return Ok(());
     }
+    if let Some(purity) = &summed.purity {
+        write!(out, "{}", purity_text(purity))?;
+    }
+    write!(out, "{}", run::figures_text(&report))?;
+    let names = &model.bundle().names;
+    write!(out, "{}", use_text(&summed, names, set.images.classes()))?;
+    if let Some((other, ConceptSummary { purity: Some(purity), .. })) = &beside {
+        write!(out, "\nbeside: {}\n{}", other.name, purity_text(purity))?;
+    }
+    writeln!(
+        out,
+        "{} images in {seconds:.1} s, network on {}",
+        summed.images + beside.map_or(0, |(_, summed)| summed.images),
+        model.backend_description()
+    )?;
     Ok(())
 }
 
@@ -195,13 +204,65 @@ impl ConceptArgs {
         SegmentationConfig { grid: self.grid, iterations: self.rounds }
     }
 
-    fn sum_up(&self, model: &std::sync::Arc<Model>, images: &ImageSet) -> Result<ConceptSummary> {
-        let bar = progress_bar("labelled", images.len())?;
+    /// Everything that decides the figures.
+    fn inputs(&self, model: &Model, set: &Named, beside: Option<&Named>) -> Result<Inputs> {
+        let labels = |set: &Named| -> Result<String> {
+            // Of each image's files all but the image itself.
+            let files = (0..set.images.len()).flat_map(|i| set.images.files(i).into_iter().skip(1));
+            Ok(hash_each(&files.collect::<Vec<_>>())?)
+        };
+        let mut settings = self.model.settings(model);
+        settings["images"] = set.images.len().into();
+        settings["grid"] = self.grid.into();
+        settings["rounds"] = self.rounds.into();
+        settings["min area"] = self.summary.min_area.into();
+        settings["min images"] = self.summary.min_images.into();
+        settings["min pmi"] = self.summary.min_pmi.into();
+        settings["samples"] = self.summary.samples.into();
+        settings["seed"] = self.summary.seed.into();
+        if let Some(classes) = set.images.classes() {
+            settings["classes"] = classes.count().into();
+            settings["split"] = set.name.clone().into();
+            settings["min segments"] = self.summary.min_segments.into();
+        }
+        if let Some(other) = beside {
+            settings["beside"] = other.name.clone().into();
+            settings["images beside"] = other.images.len().into();
+        }
+        let mut inputs = self.model.inputs("concepts", model, settings);
+        if set.images.classes().is_some() {
+            inputs = inputs.with("annotations", labels(set)?);
+        }
+        if let Some(other) = beside {
+            inputs = inputs.with("annotations beside", labels(other)?);
+        }
+        Ok(inputs)
+    }
+
+    /// Labels the images of a set that are still to do.
+    fn record(
+        &self,
+        model: &Arc<Model>,
+        set: &Named,
+        run: &Run,
+        name: &'static str,
+    ) -> Result<Stage<ImageConcepts>> {
+        let stage = run.stage(name, &units(&set.images))?;
+        let bar = progress_bar(name, "images", &stage)?;
         let (short_side, tick) = (self.model.short_side, || bar.inc(1));
-        let records = records(model, images, short_side, &self.segmentation(), &tick)?;
+        records(model, &set.images, short_side, &self.segmentation(), &stage, &tick)?;
         bar.finish_and_clear();
+        Ok(stage)
+    }
+
+    fn sum_up(
+        &self,
+        model: &Model,
+        set: &Named,
+        records: &[ImageConcepts],
+    ) -> Result<ConceptSummary> {
         let settings = SummarySettings {
-            classes: images.classes().map(Classes::count),
+            classes: set.images.classes().map(Classes::count),
             min_area: self.summary.min_area,
             min_segments: self.summary.min_segments,
             min_images: self.summary.min_images,
@@ -209,23 +270,34 @@ impl ConceptArgs {
             samples: self.summary.samples.into(),
             seed: self.summary.seed,
         };
-        Ok(summary(&records, model.codebook().count, &settings)?)
+        Ok(summary(records, model.codebook().count, &settings)?)
     }
 
-    /// What the figures were reached with.
-    fn describe(&self, model: &Model, set: &Named) -> Value {
-        let mut object = self.model.describe(model);
-        object["split"] = match self.data.images {
-            Some(_) => Value::Null,
-            None => set.name.clone().into(),
-        };
-        object["grid"] = self.grid.into();
-        object["rounds"] = self.rounds.into();
-        object["min_area"] = self.summary.min_area.into();
-        object["min_segments"] = self.summary.min_segments.into();
-        object["min_images"] = self.summary.min_images.into();
-        object["min_pmi"] = self.summary.min_pmi.into();
-        object
+    fn scores(&self, model: &Model, set: &Named, records: &[ImageConcepts]) -> Scores {
+        Scores::Concepts {
+            concepts: model.codebook().count,
+            classes: set.images.classes().map_or_else(Vec::new, |classes| classes.names.clone()),
+            min_segments: self.summary.min_segments,
+            images: records.iter().map(|record| record.counts(self.summary.min_area)).collect(),
+        }
+    }
+
+    fn draw(
+        &self,
+        model: &Arc<Model>,
+        set: &Named,
+        summed: &ConceptSummary,
+        others: &[(&str, &PurityReport)],
+    ) -> Result<Pictures> {
+        let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} images {eta}")?;
+        let bar = ProgressBar::new(sheet::sampled_images(&summed.samples) as u64);
+        let bar = bar.with_style(style).with_message("drawn");
+        let (short_side, settings) = (self.model.short_side, self.segmentation());
+        let (images, name, tick) = (&set.images, &set.name, || bar.inc(1));
+        let pictures =
+            Pictures::draw(model, images, short_side, &settings, summed, name, others, &tick)?;
+        bar.finish_and_clear();
+        Ok(pictures)
     }
 }
 
@@ -275,43 +347,76 @@ impl DataArgs {
     }
 }
 
-/// Makes the folder, before hours are spent. Files of another run are not mixed with new ones.
-fn prepare(out: &Path) -> Result<()> {
-    let sheets = out.join("sheets");
-    std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
-    let filled = std::fs::read_dir(out)
-        .with_context(|| format!("cannot read {}", out.display()))?
-        .next()
-        .is_some();
-    ensure!(!filled, "{} is not empty; give a new folder", out.display());
-    std::fs::create_dir(&sheets).with_context(|| format!("cannot make {}", sheets.display()))
-}
-
-fn write_files(out: &Path, pictures: &Pictures) -> Result<()> {
+/// Writes pictures and tables into the run folder.
+fn write_files(folder: &Path, pictures: &Pictures) -> Result<()> {
+    let sheets = folder.join("sheets");
+    std::fs::create_dir_all(&sheets)
+        .with_context(|| format!("cannot make {}", sheets.display()))?;
     for (name, bytes) in pictures.files() {
-        let path = out.join(name);
+        let path = folder.join(name);
         write_atomic(&path, |w| w.write_all(bytes))
             .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    // An earlier run with --fresh may have left more pages.
+    for page in pictures.sheets.len() + 1.. {
+        let path = folder.join(Pictures::sheet_name(page));
+        if !path.is_file() {
+            break;
+        }
+        std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
     Ok(())
 }
 
-/// The figures of a set as fields of an object.
-fn figures(
+/// The parts of the page.
+fn sections(
     summed: &ConceptSummary,
+    pictures: &Pictures,
+    names: &ConceptNames,
     classes: Option<&Classes>,
-) -> Result<Vec<(&'static str, Value)>> {
-    let mut purity = serde_json::to_value(&summed.purity)?;
-    for one in purity["per_concept"].as_array_mut().into_iter().flatten() {
+) -> Vec<Section> {
+    let mut sections = Vec::new();
+    if let Some(svg) = &pictures.purity {
+        let note = "How far the segments of a concept show one class: the share of them in its most \
+                    frequent one.";
+        sections.push(Section::new("Purity", html! { p.note { (note) } (PreEscaped(svg)) }));
+    }
+    let (header, rows) = most_used(summed, names, classes);
+    let table = html! {
+        p { (dictionary_text(summed)) }
+        p.note { "The concepts of the most area; concepts.csv has all of them." }
+        table {
+            tr { @for (i, name) in header.iter().enumerate() { th.n[is_number(i)] { (name) } } }
+            @for row in rows {
+                tr { @for (i, cell) in row.iter().enumerate() { td.n[is_number(i)] { (cell) } } }
+            }
+        }
+    };
+    sections.push(Section::new("Use of the dictionary", table));
+    let graph = html! { (PreEscaped(&pictures.graph)) p.note { "graph.csv has all pairs." } };
+    sections.push(Section::new("Concepts that occur together", graph));
+    let sheets = html! {
+        p.note {
+            "Random segments of every concept in use, those of the most area first: the segment in \
+             colour, what is around it in grey."
+        }
+        @for sheet in &pictures.sheets {
+            img src={ "data:image/jpeg;base64," (STANDARD.encode(sheet)) } loading="lazy"
+                alt="segments of concepts" style="width: 100%";
+        }
+    };
+    sections.push(Section::new("What concepts look like", sheets));
+    sections
+}
+
+/// The figures of a set.
+fn figures(summed: &ConceptSummary, classes: Option<&Classes>) -> Result<Value> {
+    let mut object = serde_json::to_value(summed)?;
+    for one in object["purity"]["per_concept"].as_array_mut().into_iter().flatten() {
         let class = one["class"].as_u64().unwrap_or(0) as usize;
         one["class_name"] = class_name(classes, class).into();
     }
-    Ok(vec![
-        ("images", summed.images.into()),
-        ("purity", purity),
-        ("dictionary", serde_json::to_value(&summed.dictionary)?),
-        ("graph", serde_json::to_value(&summed.graph.edges)?),
-    ])
+    Ok(object)
 }
 
 fn class_name(classes: Option<&Classes>, class: usize) -> &str {
@@ -343,19 +448,24 @@ fn purity_text(report: &PurityReport) -> String {
     text
 }
 
-/// The concepts of the most area, and how the dictionary is used.
-fn use_text(summed: &ConceptSummary, names: &ConceptNames, classes: Option<&Classes>) -> String {
-    let dictionary = &summed.dictionary;
-    let mut table = Table::new();
-    table.load_style(STYLE);
+/// Whether a column of [`most_used`] holds numbers.
+fn is_number(column: usize) -> bool {
+    (1..6).contains(&column)
+}
+
+/// The concepts of the most area: names of the columns, and rows.
+fn most_used(
+    summed: &ConceptSummary,
+    names: &ConceptNames,
+    classes: Option<&Classes>,
+) -> (Vec<&'static str>, Vec<Vec<String>>) {
     let mut header = vec!["concept", "segments", "images", "area %", "similarity"];
     if classes.is_some() {
         header.extend(["purity %", "class"]);
     }
-    table.set_header(header);
-    let mut used: Vec<_> = dictionary.per_concept.iter().collect();
+    let mut used: Vec<_> = summed.dictionary.per_concept.iter().collect();
     used.sort_by_key(|one| (std::cmp::Reverse(one.area), one.concept));
-    for one in used.into_iter().take(TOP) {
+    let row = |one: &ConceptUse| {
         let mut row = vec![
             concept_name(names, one.concept),
             one.segments.to_string(),
@@ -363,22 +473,25 @@ fn use_text(summed: &ConceptSummary, names: &ConceptNames, classes: Option<&Clas
             format!("{:.1}", 100.0 * one.area_share),
             format!("{:.2}", one.similarity),
         ];
-        let scored = summed.purity.iter().flat_map(|purity| &purity.per_concept);
-        if let Some(scored) = scored.into_iter().find(|c| c.concept == usize::from(one.concept)) {
+        let mut scored = summed.purity.iter().flat_map(|purity| &purity.per_concept);
+        if let Some(scored) = scored.find(|c| c.concept == usize::from(one.concept)) {
             row.push(format!("{:.1}", 100.0 * scored.purity));
             row.push(class_name(classes, scored.class).to_owned());
         }
-        table.add_row(row);
-    }
-    for column in 1..6 {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
+        row.resize(header.len(), String::new());
+        row
+    };
+    let rows = used.into_iter().take(TOP).map(row).collect();
+    (header, rows)
+}
+
+/// How the dictionary is used, in sentences.
+fn dictionary_text(summed: &ConceptSummary) -> String {
+    let dictionary = &summed.dictionary;
     format!(
-        "{table}\n{} segments of {} of {} concepts, {} never used; as uneven as {:.1} equally \
-         frequent concepts by segments, {:.1} by area\n{} pairs of concepts occur together more \
-         often than by chance\n",
+        "{} segments of {} of {} concepts, {} never used; as uneven as {:.1} equally frequent \
+         concepts by segments, {:.1} by area. {} pairs of concepts occur together more often than \
+         by chance.",
         dictionary.segments,
         dictionary.used,
         dictionary.concepts,
@@ -387,6 +500,23 @@ fn use_text(summed: &ConceptSummary, names: &ConceptNames, classes: Option<&Clas
         dictionary.perplexity_area,
         summed.graph.edges.len()
     )
+}
+
+/// The concepts of the most area, and how the dictionary is used.
+fn use_text(summed: &ConceptSummary, names: &ConceptNames, classes: Option<&Classes>) -> String {
+    let (header, rows) = most_used(summed, names, classes);
+    let mut table = Table::new();
+    table.load_style(STYLE);
+    table.set_header(header);
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in (0..7).filter(|&column| is_number(column)) {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    format!("{table}\n{}\n", dictionary_text(summed))
 }
 
 #[cfg(test)]
@@ -419,33 +549,70 @@ mod tests {
         names
     }
 
+    fn summed(args: &ConceptArgs) -> ConceptSummary {
+        let (model, set) = (args.model.open().unwrap(), args.data.open(None).unwrap());
+        let run = Run::in_memory(args.inputs(&model, &set, None).unwrap());
+        let records = args.record(&model, &set, &run, "concepts").unwrap().finish().unwrap();
+        args.sum_up(&model, &set, &records).unwrap()
+    }
+
     #[test]
     fn concepts_of_labelled_images_are_counted_and_drawn() {
         let root = fixture();
         let out = root.path().join("out");
-        let args = labelled(
-            root.path(),
-            &["--out", &out.display().to_string(), "--samples", "3", "--seed", "7"],
-        );
+        let shown = out.display().to_string();
+        let args = labelled(root.path(), &["--out", &shown, "--samples", "3", "--seed", "7"]);
         run(&args, true).unwrap();
-        let files = ["001.jpg", "concepts.csv", "graph.csv", "graph.svg", "purity.svg", "sheets"];
+        let files = [
+            "001.jpg",
+            "concepts.csv",
+            "graph.csv",
+            "graph.svg",
+            "journal",
+            "purity.svg",
+            "report.csv",
+            "report.html",
+            "report.json",
+            "sheets",
+        ];
         assert_eq!(written(&out), files);
         let sheet = image::open(out.join("sheets/001.jpg")).unwrap();
         assert!(sheet.width() > 3 * sheet::TILE && sheet.height() > sheet::TILE);
-        let text = run(&args, true).unwrap_err().to_string();
-        assert!(text.contains("is not empty"), "{text}");
+        let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+        assert_eq!(page.matches("<svg").count(), 2);
+        assert!(page.contains("data:image/jpeg;base64,") && page.contains("purity over concepts"));
+        // The same again goes on from the journal; other settings are refused.
+        std::fs::write(out.join("sheets/002.jpg"), "of an earlier run").unwrap();
+        run(&args, true).unwrap();
+        assert_eq!(written(&out), files);
+        let other = labelled(root.path(), &["--out", &shown, "--rounds", "3"]);
+        let text = run(&other, true).unwrap_err().to_string();
+        assert!(text.contains("settings.rounds is 50 there and 3 here"), "{text}");
+
         run(&labelled(root.path(), &[]), false).unwrap();
-        let summed = {
-            let model = args.model.open().unwrap();
-            args.sum_up(&model, &args.data.open(None).unwrap().images).unwrap()
-        };
+        let summed = summed(&args);
         let purity = summed.purity.unwrap();
         assert!(purity.segments >= 6 && purity.used >= 1);
-        // The images are of one class each.
-        assert_eq!(summed.images, 6);
-        assert_eq!(purity.unlabelled, 0);
+        assert_eq!((summed.images, purity.unlabelled), (6, 0));
         assert_eq!(summed.dictionary.area, 6 * 48 * 32);
         assert_eq!(summed.dictionary.segments, purity.segments);
+        let report = Report::read(&out.join("report.json")).unwrap();
+        assert_eq!(report.figures["purity over concepts"].value, purity.mean);
+    }
+
+    #[test]
+    fn two_shards_write_what_one_process_writes() {
+        let root = fixture();
+        let path = |name: &str| root.path().join(name).display().to_string();
+        let (one, two) = (path("one"), path("two"));
+        run(&labelled(root.path(), &["--out", &one]), true).unwrap();
+        for shard in ["2/2", "1/2"] {
+            run(&labelled(root.path(), &["--out", &two, "--shard", shard]), true).unwrap();
+        }
+        for name in ["report.json", "report.html", "graph.svg", "concepts.csv", "sheets/001.jpg"] {
+            let read = |folder: &str| std::fs::read(Path::new(folder).join(name)).unwrap();
+            assert!(read(&one) == read(&two), "{name} differs");
+        }
     }
 
     #[test]
@@ -453,18 +620,13 @@ mod tests {
         let root = fixture();
         let path = |name: &str| root.path().join(name).display().to_string();
         let (images, out) = (path("val/images"), root.path().join("plain"));
-        let args =
-            arguments(root.path(), &["--images", &images, "--out", &out.display().to_string()]);
+        let shown = out.display().to_string();
+        let args = arguments(root.path(), &["--images", &images, "--out", &shown]);
         run(&args, true).unwrap();
         run(&arguments(root.path(), &["--images", &images, "--min-images", "1"]), false).unwrap();
-        let files = ["001.jpg", "concepts.csv", "graph.csv", "graph.svg", "sheets"];
-        assert_eq!(written(&out), files);
+        assert!(!out.join("purity.svg").exists() && out.join("report.html").is_file());
         let csv = std::fs::read_to_string(out.join("concepts.csv")).unwrap();
         assert_eq!(csv.lines().count(), 1 + 6);
-        let summed = |args: &ConceptArgs| {
-            let model = args.model.open().unwrap();
-            args.sum_up(&model, &args.data.open(None).unwrap().images).unwrap()
-        };
         let (plain, with_labels) = (summed(&args), summed(&labelled(root.path(), &[])));
         assert_eq!(plain.dictionary, with_labels.dictionary);
         assert_eq!(plain.graph, with_labels.graph);

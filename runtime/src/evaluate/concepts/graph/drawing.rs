@@ -18,9 +18,9 @@ const SIZE: (f64, f64) = (1200.0, 900.0);
 /// Height above the graph for the caption.
 const HEAD: f64 = 34.0;
 /// Smallest and largest radius of a node in pixels.
-const RADII: (f64, f64) = (16.0, 34.0);
+const RADII: (f64, f64) = (19.0, 38.0);
 /// Space around a node, of which a part is for its name, in pixels.
-const GAP: f64 = 9.0;
+const GAP: f64 = 11.0;
 /// Characters of a name that are shown.
 const NAME: usize = 14;
 
@@ -143,7 +143,6 @@ fn caption(summary: &ConceptSummary, nodes: usize, joined: usize, edges: usize) 
 fn draw_node(svg: &mut String, node: u16, look: &Look, (x, y): (f64, f64), r: f64, images: u32) {
     let [red, green, blue] = look.colour;
     let colour = format!("#{red:02x}{green:02x}{blue:02x}");
-    let name = escaped(&shortened(&look.name));
     let _ = writeln!(svg, "<g><title>{}: {images} images</title>", escaped(&look.name));
     if let Some(jpeg) = &look.thumbnail {
         let _ = writeln!(
@@ -163,10 +162,24 @@ fn draw_node(svg: &mut String, node: u16, look: &Look, (x, y): (f64, f64), r: f6
     let _ = writeln!(
         svg,
         "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{r:.1}\" fill=\"{fill}\" stroke=\"{colour}\" \
-         stroke-width=\"3\"/><text x=\"{x:.1}\" y=\"{:.1}\" font-size=\"11\" text-anchor=\"middle\" \
-         fill=\"#111\" stroke=\"#fff\" stroke-width=\"3\" paint-order=\"stroke\">{name}</text></g>",
-        y + r + 8.0
+         stroke-width=\"3\"/>",
     );
+    draw_name(svg, &look.name, (x, y), r);
+    svg.push_str("</g>\n");
+}
+
+/// The name below a node, on a white edge. It is written twice: not every program knows
+/// `paint-order`.
+fn draw_name(svg: &mut String, name: &str, (x, y): (f64, f64), r: f64) {
+    let name = escaped(&shortened(name));
+    for style in ["stroke=\"#fff\" stroke-width=\"3\" stroke-linejoin=\"round\"", ""] {
+        let _ = writeln!(
+            svg,
+            "<text x=\"{x:.1}\" y=\"{:.1}\" font-size=\"12\" text-anchor=\"middle\" \
+             fill=\"#111\" {style}>{name}</text>",
+            y + r + 11.0
+        );
+    }
 }
 
 /// A row of colours and what they mean.
