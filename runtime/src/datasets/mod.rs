@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 pub mod camvid;
 pub mod coco;
 pub mod davis;
+pub mod images;
 pub mod segmentation;
 pub mod voc;
 

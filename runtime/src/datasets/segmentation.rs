@@ -95,6 +95,14 @@ pub enum SegmentationError {
         /// The id of void.
         void: u8,
     },
+    /// Two images cannot be told apart.
+    #[error("{path} has the name of {other}, ending aside; name each image once")]
+    Twice {
+        /// The second file.
+        path: PathBuf,
+        /// The first file.
+        other: PathBuf,
+    },
     /// The image cannot be decoded.
     #[error("{path} is not a readable image: {reason}")]
     Image {
@@ -224,17 +232,16 @@ pub struct LabelledImage {
 }
 
 impl LabelledImage {
+    /// The files that only this image is made of: itself, and its labels where they are a file
+    /// of their own.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let labels = self.labels.own_file().map(Path::to_owned);
+        [self.image.clone()].into_iter().chain(labels).collect()
+    }
+
     /// Decodes the image.
     pub fn read_image(&self) -> Result<RgbImage, SegmentationError> {
-        let refused = |e: image::ImageError| SegmentationError::Image {
-            path: self.image.clone(),
-            reason: e.to_string(),
-        };
-        let mut reader = open_image(&self.image)?;
-        let mut limits = image::Limits::default();
-        (limits.max_image_width, limits.max_image_height) = (Some(MAX_SIDE), Some(MAX_SIDE));
-        reader.limits(limits);
-        Ok(reader.decode().map_err(refused)?.into_rgb8())
+        read_image(&self.image)
     }
 
     /// Reads the labels.
@@ -370,7 +377,20 @@ pub(super) fn spread<T>(images: Vec<T>, limit: Option<usize>) -> Vec<T> {
     }
 }
 
-fn open_image(
+/// Decodes an image of bounded size.
+pub(super) fn read_image(path: &Path) -> Result<RgbImage, SegmentationError> {
+    let mut reader = open_image(path)?;
+    let mut limits = image::Limits::default();
+    (limits.max_image_width, limits.max_image_height) = (Some(MAX_SIDE), Some(MAX_SIDE));
+    reader.limits(limits);
+    let refused = |e: image::ImageError| SegmentationError::Image {
+        path: path.to_owned(),
+        reason: e.to_string(),
+    };
+    Ok(reader.decode().map_err(refused)?.into_rgb8())
+}
+
+pub(super) fn open_image(
     path: &Path,
 ) -> Result<image::ImageReader<io::BufReader<std::fs::File>>, SegmentationError> {
     let io_error = |source| SegmentationError::Io { path: path.to_owned(), source };

@@ -1,20 +1,20 @@
 //! Evaluation of a model on labelled images: joins data sets, model and metrics.
 //!
 //! [`classes`] scores how well embeddings tell classes apart (nearest neighbours among
-//! prototypes of labelled images, or a linear classifier); [`purity`] scores the concepts that
-//! the live path gives. Images are worked on in parallel; results do not depend on the number
+//! prototypes of labelled images, or a linear classifier); [`concepts`] tells what the
+//! concepts that the live path gives show. Images are worked on in parallel; results do not depend on the number
 //! of threads.
 
 pub mod classes;
 mod clusters;
+pub mod concepts;
 pub mod linear;
 pub mod neighbours;
-pub mod purity;
 pub mod report;
 mod resample;
 pub mod run;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use image::RgbImage;
@@ -66,6 +66,17 @@ pub enum EvaluateError {
         /// The allowed values.
         allowed: &'static str,
     },
+    /// The record of an image does not belong to the others.
+    #[error("the record of the image {image} cannot be used: {what}")]
+    Record {
+        /// Name of the image.
+        image: String,
+        /// What is wrong, as a sentence.
+        what: String,
+    },
+    /// A picture could not be drawn.
+    #[error("cannot draw a picture of the figures: {0}")]
+    Plot(String),
     /// A classifier cannot be used.
     #[error("{path}: {what}")]
     Classifier {
@@ -121,12 +132,6 @@ fn for_each_image<T, R: Serialize + Send>(
 /// The images of a data set as units of a run. A file of annotations of many images belongs to
 /// the inputs of the run ([`SegmentationDataset::label_files`]).
 pub fn units(set: &SegmentationDataset) -> Vec<Unit> {
-    let unit = |one: &LabelledImage| {
-        let labels = one.labels.own_file().map(Path::to_owned);
-        Unit {
-            name: one.name.clone(),
-            files: [one.image.clone()].into_iter().chain(labels).collect(),
-        }
-    };
+    let unit = |one: &LabelledImage| Unit { name: one.name.clone(), files: one.files() };
     set.images.iter().map(unit).collect()
 }

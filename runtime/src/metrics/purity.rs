@@ -44,6 +44,13 @@ pub struct PurityReport {
     pub per_concept: Vec<ConceptPurity>,
 }
 
+/// The class of a segment with that many pixels of each: the most frequent one, of equal ones
+/// the lowest; none where no pixel is labelled.
+pub fn majority(pixels: &[u64]) -> Option<usize> {
+    // `max_by_key` gives the last of equal ones, hence the reversed order.
+    (0..pixels.len()).rev().max_by_key(|&c| pixels[c]).filter(|&c| pixels[c] > 0)
+}
+
 /// One scored concept.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct ConceptPurity {
@@ -65,10 +72,14 @@ impl PurityCounts {
 
     /// Adds a segment of `concept` whose labelled pixels are `pixels`, one number for each class.
     pub fn add(&mut self, concept: usize, pixels: &[u64]) {
-        // `max_by_key` gives the last of equal ones, hence the reversed order.
-        match (0..self.classes).rev().max_by_key(|&c| pixels[c]) {
-            Some(class) if pixels[class] > 0 => self.counts[concept * self.classes + class] += 1,
-            _ => self.unlabelled += 1,
+        self.add_segment(concept, majority(&pixels[..self.classes]));
+    }
+
+    /// Adds a segment of `concept` whose class is known, or that has no labelled pixel.
+    pub fn add_segment(&mut self, concept: usize, class: Option<usize>) {
+        match class {
+            Some(class) => self.counts[concept * self.classes + class] += 1,
+            None => self.unlabelled += 1,
         }
     }
 

@@ -122,7 +122,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::eval::segmentation::{ConceptArgs, concepts};
+    use crate::eval::concepts::{self, ConceptArgs};
 
     #[derive(Debug, Parser)]
     struct Cli<T: clap::Args> {
@@ -280,10 +280,10 @@ mod tests {
         for data in ["coco", "coco-panoptic"] {
             let line = ["--data", data, "--root", &path, "--split", "train"];
             let args: ConceptArgs = args(root.path(), &line);
-            concepts(&args, true).unwrap();
+            concepts::run(&args, true).unwrap();
         }
         let line = ["--data", "coco", "--root", &path, "--split", "test"];
-        let text = concepts(&args(root.path(), &line), true).unwrap_err().to_string();
+        let text = concepts::run(&args(root.path(), &line), true).unwrap_err().to_string();
         assert!(text.contains("no split test"), "{text}");
     }
 }

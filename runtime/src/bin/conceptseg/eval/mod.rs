@@ -3,6 +3,7 @@
 mod carry;
 mod coco;
 mod compare;
+mod concepts;
 mod davis;
 mod page;
 mod pictures;
@@ -36,8 +37,12 @@ pub enum Command {
     Camvid(segmentation::CamVidArgs),
     /// The same on any folders of images and label PNGs.
     Folder(segmentation::FolderArgs),
-    /// Purity of the concepts of the live path: how far the segments of each show one class.
-    Concepts(segmentation::ConceptArgs),
+    /// What the concepts of the live path show: purity, use of the dictionary, which occur
+    /// together, and pictures of each.
+    ///
+    /// With labels: how far the segments of each concept show one class. Without (`--images`):
+    /// all the rest. `--out` adds the histogram, the graph, tables, and sheets of segments.
+    Concepts(concepts::ConceptArgs),
     /// Compare two reports on the same images or sequences: differences with their confidence.
     Compare(compare::Args),
 }
@@ -49,7 +54,7 @@ pub fn run(command: &Command, json: bool) -> Result<()> {
         Command::Coco(args) => coco::run(args, json),
         Command::Camvid(args) => segmentation::camvid(args, json),
         Command::Folder(args) => segmentation::folder(args, json),
-        Command::Concepts(args) => segmentation::concepts(args, json),
+        Command::Concepts(args) => concepts::run(args, json),
         Command::Compare(args) => compare::run(args, json),
     }
 }
