@@ -1,6 +1,5 @@
 //! `conceptseg eval voc | camvid | folder | concepts`: classes and concepts of still images.
 
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,7 +7,6 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
-use comfy_table::{CellAlignment, Table};
 use conceptseg::backend::{BackendKind, BackendOptions};
 use conceptseg::bundle::SizeRule;
 use conceptseg::concepts::SegmentationConfig;
@@ -18,12 +16,9 @@ use conceptseg::embed::Model;
 use conceptseg::evaluate::classes::{self, Classifier, ClusterSettings, Resolution, SCALES};
 use conceptseg::evaluate::linear::LinearClassifier;
 use conceptseg::evaluate::purity;
-use conceptseg::metrics::miou::MiouReport;
-use conceptseg::metrics::purity::PurityReport;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use crate::davis::STYLE;
+use crate::scores::{miou_json, miou_table, progress_bar, purity_json, purity_text};
 
 /// The model and how it sees images.
 #[derive(Debug, clap::Args)]
@@ -333,11 +328,7 @@ pub fn concepts(args: &ConceptArgs, json: bool) -> Result<()> {
         object["min_area"] = args.min_area.into();
         object["min_segments"] = args.min_segments.into();
         object["seconds"] = seconds.into();
-        object["purity"] = serde_json::to_value(&report)?;
-        for one in object["purity"]["per_concept"].as_array_mut().into_iter().flatten() {
-            let class = one["class"].as_u64().unwrap_or(0) as usize;
-            one["class_name"] = set.classes.names[class].clone().into();
-        }
+        object["purity"] = purity_json(&report, &set.classes)?;
         writeln!(out, "{object}")?;
     } else {
         write!(out, "{}", purity_text(&report))?;
@@ -427,80 +418,6 @@ impl MethodArgs {
     }
 }
 
-/// A bar over images, hidden where standard error is not a terminal.
-fn progress_bar(what: &'static str, images: usize) -> Result<ProgressBar> {
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} images {eta}")?;
-    Ok(ProgressBar::new(images as u64).with_style(style).with_message(what))
-}
-
-fn miou_json(report: &MiouReport, classes: &Classes) -> Value {
-    let per_class: Vec<Value> = classes
-        .names
-        .iter()
-        .zip(report.iou.iter().zip(&report.pixels))
-        .map(|(name, (iou, pixels))| json!({ "class": name, "iou": iou, "pixels": pixels }))
-        .collect();
-    json!({
-        "mean_all": report.mean_all,
-        "mean_present": report.mean_present,
-        "classes": classes.count(),
-        "present": report.present,
-        "pixel_accuracy": report.pixel_accuracy,
-        "per_class": per_class,
-    })
-}
-
-/// A row for each class that occurs, and the means.
-fn miou_table(report: &MiouReport, classes: &Classes) -> String {
-    let mut table = Table::new();
-    table.load_style(STYLE);
-    table.set_header(["class", "IoU", "pixels"]);
-    for (name, (iou, pixels)) in classes.names.iter().zip(report.iou.iter().zip(&report.pixels)) {
-        if let Some(iou) = iou {
-            table.add_row([name.clone(), format!("{:.2}", 100.0 * iou), pixels.to_string()]);
-        }
-    }
-    for column in 1..3 {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    format!(
-        "{table}\nmean IoU {:.2} over the {} classes of the ground truth, {:.2} over all {}; \
-         pixel accuracy {:.2}\n",
-        100.0 * report.mean_present,
-        report.present,
-        100.0 * report.mean_all,
-        classes.count(),
-        100.0 * report.pixel_accuracy
-    )
-}
-
-/// The histogram and the means.
-fn purity_text(report: &PurityReport) -> String {
-    let mut text = String::new();
-    let largest = report.histogram.iter().copied().max().unwrap_or(0).max(1);
-    for (bin, &count) in report.histogram.iter().enumerate() {
-        let bar = "█".repeat((count * 40).div_ceil(largest));
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "{:>3}-{:<3}% {count:>5} {bar}", bin * 10, bin * 10 + 10);
-    }
-    let _ = writeln!(
-        text,
-        "{} of {} concepts in use, {} scored, {} segments ({} more without labels)\n\
-         mean purity {:.3} over concepts, {:.3} over segments; {:.1} % of concepts above 80 %",
-        report.used,
-        report.concepts,
-        report.scored,
-        report.segments,
-        report.unlabelled,
-        report.mean,
-        report.mean_weighted,
-        100.0 * report.above_80
-    );
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -508,6 +425,7 @@ mod tests {
     use clap::Parser;
     use conceptseg::bundle::{BundleWriter, Codebook};
     use conceptseg::labels::LabelMap;
+    use conceptseg::metrics::miou::MiouReport;
 
     use super::*;
 
