@@ -7,6 +7,8 @@
 
 pub mod classes;
 mod clusters;
+#[cfg(test)]
+mod independent;
 pub mod linear;
 pub mod neighbours;
 pub mod purity;
