@@ -13,6 +13,7 @@ use super::clusters::Clusterer;
 use super::linear::LinearClassifier;
 use super::neighbours::Neighbours;
 use super::resample::bilinear;
+use super::windows::{Vote, Windows};
 use super::{Embedder, EvaluateError, for_each_image};
 use crate::datasets::segmentation::SegmentationDataset;
 use crate::embed::Model;
@@ -43,16 +44,20 @@ pub struct ClusterSettings {
     pub rounds: usize,
     /// Where pixels are clustered.
     pub resolution: Resolution,
+    /// Windows that images are seen through; `None` for whole images. Prototypes of the training
+    /// images then come from the sum of the embeddings of overlapping windows; images to score are
+    /// clustered window by window, and a pixel has the mean of the votes of its windows.
+    pub windows: Option<Windows>,
 }
 
 impl Default for ClusterSettings {
     fn default() -> Self {
-        Self { grid: 5, rounds: 50, resolution: Resolution::Pixels }
+        Self { grid: 5, rounds: 50, resolution: Resolution::Pixels, windows: None }
     }
 }
 
 impl ClusterSettings {
-    fn check(&self) -> Result<(), EvaluateError> {
+    fn check(&self, model: &Model) -> Result<(), EvaluateError> {
         let refuse = |setting, value: usize, allowed| {
             Err(EvaluateError::Setting { setting, value: value.to_string(), allowed })
         };
@@ -62,7 +67,7 @@ impl ClusterSettings {
         if !(1..=1000).contains(&self.rounds) {
             return refuse("rounds", self.rounds, "1 to 1000");
         }
-        Ok(())
+        self.windows.map_or(Ok(()), |windows| windows.check(model))
     }
 }
 
@@ -82,6 +87,15 @@ pub enum Classifier {
     Linear(LinearClassifier),
 }
 
+impl Classifier {
+    fn windows(&self) -> Option<Windows> {
+        match self {
+            Self::Neighbours { clusters, .. } => clusters.windows,
+            Self::Linear(_) => None,
+        }
+    }
+}
+
 /// Prototypes of all images of `set`, which the network sees at `short_side`.
 pub fn prototypes(
     model: &Arc<Model>,
@@ -90,14 +104,21 @@ pub fn prototypes(
     settings: &ClusterSettings,
     tick: &(dyn Fn() + Sync),
 ) -> Result<Neighbours, EvaluateError> {
-    settings.check()?;
+    settings.check(model)?;
     let init = || (Embedder::new(model, short_side), Clusterer::default());
     let void = set.classes.void;
     let found = for_each_image(
         set,
         init,
         |(embedder, clusterer), _, image, labels| {
-            let map = embedder.embed(image, 1.0)?;
+            let merged;
+            let map = match &settings.windows {
+                None => embedder.embed(image, 1.0)?,
+                Some(windows) => {
+                    merged = embedder.merged(image, windows)?;
+                    &merged
+                }
+            };
             Ok(clusterer.labelled(map, labels, void, settings))
         },
         tick,
@@ -123,7 +144,7 @@ pub fn score(
     tick: &(dyn Fn() + Sync),
 ) -> Result<Confusion, EvaluateError> {
     if let Classifier::Neighbours { clusters, .. } = classifier {
-        clusters.check()?;
+        clusters.check(model)?;
     }
     let count = set.classes.count();
     let init = || Predictor {
@@ -136,10 +157,10 @@ pub fn score(
         set,
         init,
         |predictor, one, image, labels| {
-            let prediction = if scales == [1.0] {
-                predictor.single(image, classifier)?
-            } else {
-                predictor.several(image, classifier, scales)?
+            let prediction = match (scales, classifier.windows()) {
+                ([1.0], None) => predictor.single(image, classifier)?,
+                ([1.0], Some(_)) => predictor.several(image, classifier, scales, &[false])?,
+                _ => predictor.several(image, classifier, scales, &[false, true])?,
             };
             let mut confusion = Confusion::new(count, Some(set.classes.void));
             confusion
@@ -191,6 +212,7 @@ impl Predictor {
         image: &RgbImage,
         classifier: &Classifier,
         scales: &[f64],
+        mirrors: &[bool],
     ) -> Result<LabelMap, EvaluateError> {
         let (width, height) = image.dimensions();
         let (w, h) = (width as usize, height as usize);
@@ -198,7 +220,8 @@ impl Predictor {
         let mirrored = image::imageops::flip_horizontal(image);
         let mut resized = Vec::new();
         for &scale in scales {
-            for (image, mirror) in [(image, false), (&mirrored, true)] {
+            for &mirror in mirrors {
+                let image = if mirror { &mirrored } else { image };
                 let (votes, (vote_h, vote_w)) = self.votes(image, classifier, scale)?;
                 let size = (vote_h, vote_w, self.classes);
                 bilinear(&votes, size, (h, w), &mut resized);
@@ -237,6 +260,12 @@ impl Predictor {
         classifier: &Classifier,
         scale: f64,
     ) -> Result<(Vec<f32>, (usize, usize)), EvaluateError> {
+        if let Classifier::Neighbours { prototypes, k, clusters } = classifier
+            && let Some(windows) = clusters.windows
+        {
+            let vote = Vote { prototypes, k: *k, clusters, windows, classes: self.classes };
+            return vote.count(&mut self.embedder, &mut self.clusterer, image, scale);
+        }
         let scaled = |side: u32| (f64::from(side) * scale).round().max(1.0) as u32;
         let (width, height) = (scaled(image.width()), scaled(image.height()));
         let (w, h) = (width as usize, height as usize);

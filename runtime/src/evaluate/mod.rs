@@ -13,6 +13,7 @@ pub mod linear;
 pub mod neighbours;
 pub mod purity;
 mod resample;
+pub mod windows;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -99,14 +100,19 @@ impl Embedder {
 
     /// The embeddings of `image`, seen at `scale` times the short side.
     pub fn embed(&mut self, image: &RgbImage, scale: f64) -> Result<&EmbeddingMap, EvaluateError> {
+        let (w, h) = self.prepare(image, scale)?;
+        self.model.embed(&self.input, w, h, &mut self.output, &mut self.map)?;
+        Ok(&self.map)
+    }
+
+    /// Brings `image` to the network's input and gives its width and height.
+    fn prepare(&mut self, image: &RgbImage, scale: f64) -> Result<(usize, usize), EvaluateError> {
         let (width, height) = image.dimensions();
         let short_side = (f64::from(self.short_side) * scale).round() as u32;
         let (w, h) = input_size(&self.model, width, height, short_side);
         let view = FrameView::rgb(width, height, image.as_raw())?;
         self.preprocessor.run(&view, w, h, &mut self.input)?;
-        let (w, h) = (w as usize, h as usize);
-        self.model.embed(&self.input, w, h, &mut self.output, &mut self.map)?;
-        Ok(&self.map)
+        Ok((w as usize, h as usize))
     }
 }
 

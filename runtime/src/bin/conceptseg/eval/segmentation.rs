@@ -16,6 +16,7 @@ use conceptseg::embed::Model;
 use conceptseg::evaluate::classes::{self, Classifier, ClusterSettings, Resolution, SCALES};
 use conceptseg::evaluate::linear::LinearClassifier;
 use conceptseg::evaluate::purity;
+use conceptseg::evaluate::windows::Windows;
 use serde_json::{Value, json};
 
 use crate::scores::{miou_json, miou_table, progress_bar, purity_json, purity_text};
@@ -49,6 +50,9 @@ struct MethodArgs {
     /// Where pixels are clustered.
     #[arg(long, value_enum, default_value_t)]
     cluster: ClusterArg,
+    /// What is embedded and clustered at once.
+    #[arg(long, value_enum, default_value_t)]
+    protocol: ProtocolArg,
     /// Nearest prototypes that vote.
     #[arg(
         long,
@@ -61,7 +65,7 @@ struct MethodArgs {
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["grid", "rounds", "cluster", "neighbours"]
+        conflicts_with_all = ["grid", "rounds", "cluster", "protocol", "neighbours"]
     )]
     linear: Option<PathBuf>,
     /// Sum votes over the scales 0.5, 0.75, … 1.75, each also mirrored.
@@ -76,6 +80,15 @@ enum ClusterArg {
     Pixels,
     /// On the embedding grid, as live streams do; many times as fast.
     Grid,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum ProtocolArg {
+    /// The whole image.
+    #[default]
+    Image,
+    /// Windows of 480 pixels every 320, as `SegSort` does.
+    Windowed,
 }
 
 /// PASCAL VOC.
@@ -274,6 +287,10 @@ fn evaluate(
                 Resolution::Pixels => "pixels",
                 Resolution::Grid => "embedding grid",
             },
+            "protocol": match clusters.windows {
+                None => "image".to_owned(),
+                Some(Windows { size, stride }) => format!("windows of {size} every {stride}"),
+            },
         });
         Classifier::Neighbours { prototypes, k: method.neighbours.into(), clusters }
     } else {
@@ -397,6 +414,7 @@ impl MethodArgs {
                 ClusterArg::Pixels => Resolution::Pixels,
                 ClusterArg::Grid => Resolution::Grid,
             },
+            windows: (self.protocol == ProtocolArg::Windowed).then(Windows::default),
         }
     }
 
@@ -514,7 +532,13 @@ mod tests {
     #[test]
     fn colours_that_the_network_tells_apart_are_classified() {
         let root = fixture();
-        for more in [&[][..], &["--cluster", "grid"], &["--multi-scale", "--rounds", "5"]] {
+        for more in [
+            &[][..],
+            &["--cluster", "grid"],
+            &["--multi-scale", "--rounds", "5"],
+            &["--protocol", "windowed", "--rounds", "5"],
+            &["--protocol", "windowed", "--cluster", "grid", "--multi-scale", "--rounds", "5"],
+        ] {
             let args = folder_args(root.path(), &[more, &["--neighbours", "5"]].concat());
             assert_eq!(report(&args).mean_all, 1.0, "{more:?}");
             folder(&args, true).unwrap();
