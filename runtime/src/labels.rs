@@ -77,12 +77,8 @@ impl LabelMap {
     /// # Errors
     /// [`LabelError`] names the file and the reason.
     pub fn read_png(path: &Path) -> Result<Self, LabelError> {
-        let (size, bits, packed) = decode(path, png::BitDepth::Eight)?;
-        let (width, height) = size;
-        let mut data = Vec::with_capacity(width as usize * height as usize);
-        for row in packed.chunks_exact(row_bytes(width, bits)).take(height as usize) {
-            unpack_row(row, width as usize, bits, &mut data);
-        }
+        let packed = Packed::read(path, png::BitDepth::Eight)?;
+        let (width, height, data) = (packed.width, packed.height, packed.bytes());
         Ok(Self { width, height, data })
     }
 
@@ -158,16 +154,13 @@ impl IdMap {
     /// # Errors
     /// [`LabelError`] names the file and the reason.
     pub fn read_png(path: &Path) -> Result<Self, LabelError> {
-        let ((width, height), bits, packed) = decode(path, png::BitDepth::Sixteen)?;
-        let data = if bits == 16 {
-            packed.as_chunks::<2>().0.iter().map(|&pair| u16::from_be_bytes(pair)).collect()
+        let packed = Packed::read(path, png::BitDepth::Sixteen)?;
+        let data = if packed.bits == 16 {
+            packed.rows.as_chunks::<2>().0.iter().map(|&pair| u16::from_be_bytes(pair)).collect()
         } else {
-            let mut row_data = Vec::with_capacity(width as usize * height as usize);
-            for row in packed.chunks_exact(row_bytes(width, bits)).take(height as usize) {
-                unpack_row(row, width as usize, bits, &mut row_data);
-            }
-            row_data.into_iter().map(u16::from).collect()
+            packed.bytes().into_iter().map(u16::from).collect()
         };
+        let (width, height) = (packed.width, packed.height);
         Ok(Self { width, height, data })
     }
 
@@ -218,28 +211,46 @@ fn png_error(path: &Path, e: &png::DecodingError) -> LabelError {
     LabelError::Png { path: path.to_owned(), reason: e.to_string() }
 }
 
-/// Width and height, bits of a value (at most `deepest`), and the rows as they are stored.
-fn decode(path: &Path, deepest: png::BitDepth) -> Result<((u32, u32), usize, Vec<u8>), LabelError> {
-    let mut reader = open_png(path)?;
-    let (width, height) = (reader.info().width, reader.info().height);
-    let (color, depth) = reader.output_color_type();
-    let single = matches!(color, png::ColorType::Indexed | png::ColorType::Grayscale);
-    if !single || depth as u8 > deepest as u8 {
-        return Err(LabelError::Colour {
-            path: path.to_owned(),
-            kind: format!("{color:?}, {depth:?} bit"),
-            bits: deepest as u8,
-        });
-    }
-    let too_large = || LabelError::TooLarge { path: path.to_owned(), width, height };
-    let mut packed = vec![0; reader.output_buffer_size().ok_or_else(too_large)?];
-    reader.next_frame(&mut packed).map_err(|e| png_error(path, &e))?;
-    Ok(((width, height), depth as usize, packed))
+/// The values of a PNG as they are stored.
+struct Packed {
+    width: u32,
+    height: u32,
+    /// Bits of a value.
+    bits: usize,
+    /// Rows of whole bytes.
+    rows: Vec<u8>,
 }
 
-/// Bytes of a row of packed values.
-fn row_bytes(width: u32, bits: usize) -> usize {
-    (width as usize * bits).div_ceil(8).max(1)
+impl Packed {
+    /// Reads values of at most `deepest` bits.
+    fn read(path: &Path, deepest: png::BitDepth) -> Result<Self, LabelError> {
+        let mut reader = open_png(path)?;
+        let (width, height) = (reader.info().width, reader.info().height);
+        let (color, depth) = reader.output_color_type();
+        let single = matches!(color, png::ColorType::Indexed | png::ColorType::Grayscale);
+        if !single || depth as u8 > deepest as u8 {
+            return Err(LabelError::Colour {
+                path: path.to_owned(),
+                kind: format!("{color:?}, {depth:?} bit"),
+                bits: deepest as u8,
+            });
+        }
+        let too_large = || LabelError::TooLarge { path: path.to_owned(), width, height };
+        let mut rows = vec![0; reader.output_buffer_size().ok_or_else(too_large)?];
+        reader.next_frame(&mut rows).map_err(|e| png_error(path, &e))?;
+        Ok(Self { width, height, bits: depth as usize, rows })
+    }
+
+    /// Values of at most 8 bits, one byte each.
+    fn bytes(&self) -> Vec<u8> {
+        let (width, height) = (self.width as usize, self.height as usize);
+        let mut data = Vec::with_capacity(width * height);
+        let row_bytes = (width * self.bits).div_ceil(8).max(1);
+        for row in self.rows.chunks_exact(row_bytes).take(height) {
+            unpack_row(row, width, self.bits, &mut data);
+        }
+        data
+    }
 }
 
 /// Index of the source pixel whose area holds the centre of target pixel `i`.

@@ -49,7 +49,9 @@ fn unit(mut rows: Vec<f32>, dim: usize) -> Vec<f32> {
     for row in rows.chunks_exact_mut(dim) {
         // Whole numbers: the sum of squares is exact in double precision.
         let length = row.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
-        row.iter_mut().for_each(|v| *v = (f64::from(*v) / length) as f32);
+        for value in row {
+            *value = (f64::from(*value) / length) as f32;
+        }
     }
     rows
 }

@@ -12,7 +12,9 @@ mod independent;
 pub mod linear;
 pub mod neighbours;
 pub mod purity;
+pub mod report;
 mod resample;
+pub mod run;
 pub mod windows;
 
 use std::path::PathBuf;
@@ -53,6 +55,9 @@ pub enum EvaluateError {
         /// What does not fit.
         source: MiouError,
     },
+    /// The run folder cannot be used.
+    #[error(transparent)]
+    Run(#[from] run::RunError),
     /// A setting is out of range.
     #[error("the setting {setting} is {value}; it must be {allowed}")]
     Setting {

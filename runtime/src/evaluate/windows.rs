@@ -185,7 +185,9 @@ impl Vote<'_> {
         };
         let (w, h) = embedder.for_each_window(image, scale, &self.windows, each)?;
         for (pixel, seen) in votes.chunks_exact_mut(classes).zip(seen) {
-            pixel.iter_mut().for_each(|vote| *vote /= seen);
+            for vote in pixel {
+                *vote /= seen;
+            }
         }
         Ok((votes, (h, w)))
     }
