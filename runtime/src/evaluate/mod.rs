@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use image::RgbImage;
 use rayon::prelude::*;
+use serde::Serialize;
 
 use crate::concepts::ConceptError;
 use crate::datasets::segmentation::{LabelledImage, SegmentationDataset, SegmentationError};
@@ -30,6 +31,7 @@ use crate::frame::{FrameError, FrameView, Normalization, Preprocessor};
 use crate::labels::LabelMap;
 use crate::metrics::miou::MiouError;
 use crate::stream::input_size;
+use run::{Stage, Unit};
 
 /// Why an evaluation stopped.
 #[derive(Debug, thiserror::Error)]
@@ -121,24 +123,31 @@ impl Embedder {
     }
 }
 
-/// Runs `work` on every image and its labels, on all cores, and gives the results in the order
-/// of the list. `init` makes what one thread keeps; `tick` is called after each image.
-fn for_each_image<T: Send, R: Send>(
+/// Runs `work` on every image of a stage that is still to do, with its labels, on all cores.
+/// `init` makes what one thread keeps; `tick` is called after each image.
+fn for_each_image<T, R: Serialize + Send>(
     set: &SegmentationDataset,
+    stage: &Stage<R>,
     init: impl Fn() -> T + Sync + Send,
     work: impl Fn(&mut T, &LabelledImage, &RgbImage, &LabelMap) -> Result<R, EvaluateError>
     + Sync
     + Send,
     tick: &(dyn Fn() + Sync),
-) -> Result<Vec<R>, EvaluateError> {
-    set.images
-        .par_iter()
-        .with_max_len(1)
-        .map_init(init, |state, one| {
-            let (image, labels) = (one.read_image()?, one.read_labels()?);
-            let result = work(state, one, &image, &labels);
-            tick();
-            result
-        })
-        .collect()
+) -> Result<(), EvaluateError> {
+    stage.pending().par_iter().with_max_len(1).try_for_each_init(init, |state, &at| {
+        let one = &set.images[at];
+        let (image, labels) = (one.read_image()?, one.read_labels()?);
+        stage.put(at, work(state, one, &image, &labels)?)?;
+        tick();
+        Ok(())
+    })
+}
+
+/// The images of a data set as units of a run.
+pub fn units(set: &SegmentationDataset) -> Vec<Unit> {
+    let unit = |one: &LabelledImage| Unit {
+        name: one.name.clone(),
+        files: vec![one.image.clone(), one.labels.clone()],
+    };
+    set.images.iter().map(unit).collect()
 }

@@ -1,6 +1,10 @@
 //! `conceptseg eval`: scores a bundle on data sets, through the same code that live streams use.
 //! Here: `davis`, which carries the first masks of sequences.
 
+mod compare;
+mod page;
+mod pictures;
+mod run;
 mod segmentation;
 
 use std::collections::BTreeMap;
@@ -48,6 +52,8 @@ pub enum Command {
     Folder(segmentation::FolderArgs),
     /// Purity of the concepts of the live path: how far the segments of each show one class.
     Concepts(segmentation::ConceptArgs),
+    /// Compare two reports on the same images or sequences: differences with their confidence.
+    Compare(compare::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -152,6 +158,7 @@ pub fn run(command: &Command, json: bool) -> Result<()> {
         Command::Camvid(args) => segmentation::camvid(args, json),
         Command::Folder(args) => segmentation::folder(args, json),
         Command::Concepts(args) => segmentation::concepts(args, json),
+        Command::Compare(args) => compare::run(args, json),
     }
 }
 

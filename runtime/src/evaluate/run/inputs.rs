@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -85,6 +86,15 @@ pub fn hash_files(paths: &[PathBuf]) -> Result<String, RunError> {
         copy().map_err(RunError::io("read", path))?;
     }
     Ok(hex(&hasher.finalize()))
+}
+
+/// SHA-256 over the hashes of many files, in their order; read on all cores.
+pub fn hash_each(paths: &[PathBuf]) -> Result<String, RunError> {
+    let each: Vec<String> = paths
+        .par_iter()
+        .map(|path| hash_files(std::slice::from_ref(path)))
+        .collect::<Result<_, _>>()?;
+    Ok(hex(&Sha256::digest(each.concat())))
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use inputs::{Inputs, hash_files};
+pub use inputs::{Inputs, hash_each, hash_files};
 use journal::{Journal, Record};
 pub use shard::{Shard, ShardError};
 
@@ -278,12 +278,25 @@ pub struct Stage<T> {
     journal: Option<Mutex<Journal>>,
 }
 
-impl<T: Serialize + Send> Stage<T> {
+impl<T> Stage<T> {
+    /// A stage of which nothing is kept: all `units` are still to do.
+    pub fn in_memory(units: &[Unit]) -> Self {
+        let values = Mutex::new((0..units.len()).map(|_| None).collect());
+        Self { units: units.to_vec(), pending: (0..units.len()).collect(), values, journal: None }
+    }
+
     /// The units that this process has to work on, by their place in the list.
     pub fn pending(&self) -> &[usize] {
         &self.pending
     }
 
+    /// Units done by earlier runs or other processes.
+    pub fn done_before(&self) -> usize {
+        lock(&self.values).iter().filter(|v| v.is_some()).count()
+    }
+}
+
+impl<T: Serialize + Send> Stage<T> {
     /// Keeps what a unit gave. May be called from several threads.
     ///
     /// # Errors
