@@ -32,13 +32,15 @@ pub enum LabelError {
     },
     /// The PNG stores colours instead of ids.
     #[error(
-        "{path} is a colour image ({kind}); label maps are palette or greyscale PNGs of at most 8 bits"
+        "{path} is a colour image ({kind}); label maps are palette or greyscale PNGs of at most {bits} bits"
     )]
     Colour {
         /// The file.
         path: PathBuf,
         /// Colour type and depth found.
         kind: String,
+        /// Bits of the deepest label map that is read here.
+        bits: u8,
     },
     /// The image is larger than [`MAX_SIDE`] allows.
     #[error("{path} is {width}x{height}; label maps may be at most {MAX_SIDE} pixels on a side")]
@@ -75,45 +77,8 @@ impl LabelMap {
     /// # Errors
     /// [`LabelError`] names the file and the reason.
     pub fn read_png(path: &Path) -> Result<Self, LabelError> {
-        let file =
-            File::open(path).map_err(|source| LabelError::Io { path: path.to_owned(), source })?;
-        let png_error = |e: png::DecodingError| LabelError::Png {
-            path: path.to_owned(),
-            reason: e.to_string(),
-        };
-        let mut decoder = png::Decoder::new(BufReader::new(file));
-        decoder.set_transformations(png::Transformations::IDENTITY);
-        let mut reader = decoder.read_info().map_err(png_error)?;
-        let (width, height) = (reader.info().width, reader.info().height);
-        if width > MAX_SIDE || height > MAX_SIDE {
-            return Err(LabelError::TooLarge { path: path.to_owned(), width, height });
-        }
-        let (color, depth) = reader.output_color_type();
-        let bits = match (color, depth) {
-            (png::ColorType::Indexed | png::ColorType::Grayscale, d)
-                if d != png::BitDepth::Sixteen =>
-            {
-                d as usize
-            }
-            _ => {
-                return Err(LabelError::Colour {
-                    path: path.to_owned(),
-                    kind: format!("{color:?}, {depth:?} bit"),
-                });
-            }
-        };
-        let size = reader.output_buffer_size().ok_or_else(|| LabelError::TooLarge {
-            path: path.to_owned(),
-            width,
-            height,
-        })?;
-        let mut packed = vec![0; size];
-        let info = reader.next_frame(&mut packed).map_err(png_error)?;
-        let (w, h) = (width as usize, height as usize);
-        let mut data = Vec::with_capacity(w * h);
-        for row in packed.chunks_exact(info.line_size).take(h) {
-            unpack_row(row, w, bits, &mut data);
-        }
+        let packed = Packed::read(path, png::BitDepth::Eight)?;
+        let (width, height, data) = (packed.width, packed.height, packed.bytes());
         Ok(Self { width, height, data })
     }
 
@@ -169,6 +134,122 @@ impl LabelMap {
     pub fn instance_ids(&self) -> Vec<u8> {
         let ids: BTreeSet<u8> = self.data.iter().copied().collect();
         ids.into_iter().filter(|&id| id != 0 && id != 255).collect()
+    }
+}
+
+/// A row-major map of ids that may exceed 255, such as concepts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdMap {
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// Ids, `[height, width]`.
+    pub data: Vec<u16>,
+}
+
+impl IdMap {
+    /// Reads a palette or greyscale PNG of 1 to 16 bits and keeps the stored values.
+    ///
+    /// # Errors
+    /// [`LabelError`] names the file and the reason.
+    pub fn read_png(path: &Path) -> Result<Self, LabelError> {
+        let packed = Packed::read(path, png::BitDepth::Sixteen)?;
+        let data = if packed.bits == 16 {
+            packed.rows.as_chunks::<2>().0.iter().map(|&pair| u16::from_be_bytes(pair)).collect()
+        } else {
+            packed.bytes().into_iter().map(u16::from).collect()
+        };
+        let (width, height) = (packed.width, packed.height);
+        Ok(Self { width, height, data })
+    }
+
+    /// Writes a greyscale PNG of 16 bits.
+    ///
+    /// # Errors
+    /// [`LabelError::Io`] when the file cannot be written; nothing is left behind then.
+    pub fn write_png(&self, path: &Path) -> Result<(), LabelError> {
+        write_atomic(path, |w| {
+            let mut encoder = png::Encoder::new(w, self.width, self.height);
+            encoder.set_color(png::ColorType::Grayscale);
+            encoder.set_depth(png::BitDepth::Sixteen);
+            let mut writer = encoder.write_header().map_err(io::Error::other)?;
+            let bytes: Vec<u8> = self.data.iter().flat_map(|id| id.to_be_bytes()).collect();
+            writer.write_image_data(&bytes).map_err(io::Error::other)?;
+            writer.finish().map_err(io::Error::other)
+        })
+        .map_err(|source| LabelError::Io { path: path.to_owned(), source })
+    }
+}
+
+/// Width and height of a PNG by its header alone.
+///
+/// # Errors
+/// [`LabelError`] names the file and the reason.
+pub fn png_size(path: &Path) -> Result<(u32, u32), LabelError> {
+    let reader = open_png(path)?;
+    Ok((reader.info().width, reader.info().height))
+}
+
+type PngReader = png::Reader<BufReader<File>>;
+
+/// Opens a PNG whose values are wanted as they are stored, and bounds its size.
+fn open_png(path: &Path) -> Result<PngReader, LabelError> {
+    let file =
+        File::open(path).map_err(|source| LabelError::Io { path: path.to_owned(), source })?;
+    let mut decoder = png::Decoder::new(BufReader::new(file));
+    decoder.set_transformations(png::Transformations::IDENTITY);
+    let reader = decoder.read_info().map_err(|e| png_error(path, &e))?;
+    let (width, height) = (reader.info().width, reader.info().height);
+    if width > MAX_SIDE || height > MAX_SIDE {
+        return Err(LabelError::TooLarge { path: path.to_owned(), width, height });
+    }
+    Ok(reader)
+}
+
+fn png_error(path: &Path, e: &png::DecodingError) -> LabelError {
+    LabelError::Png { path: path.to_owned(), reason: e.to_string() }
+}
+
+/// The values of a PNG as they are stored.
+struct Packed {
+    width: u32,
+    height: u32,
+    /// Bits of a value.
+    bits: usize,
+    /// Rows of whole bytes.
+    rows: Vec<u8>,
+}
+
+impl Packed {
+    /// Reads values of at most `deepest` bits.
+    fn read(path: &Path, deepest: png::BitDepth) -> Result<Self, LabelError> {
+        let mut reader = open_png(path)?;
+        let (width, height) = (reader.info().width, reader.info().height);
+        let (color, depth) = reader.output_color_type();
+        let single = matches!(color, png::ColorType::Indexed | png::ColorType::Grayscale);
+        if !single || depth as u8 > deepest as u8 {
+            return Err(LabelError::Colour {
+                path: path.to_owned(),
+                kind: format!("{color:?}, {depth:?} bit"),
+                bits: deepest as u8,
+            });
+        }
+        let too_large = || LabelError::TooLarge { path: path.to_owned(), width, height };
+        let mut rows = vec![0; reader.output_buffer_size().ok_or_else(too_large)?];
+        reader.next_frame(&mut rows).map_err(|e| png_error(path, &e))?;
+        Ok(Self { width, height, bits: depth as usize, rows })
+    }
+
+    /// Values of at most 8 bits, one byte each.
+    fn bytes(&self) -> Vec<u8> {
+        let (width, height) = (self.width as usize, self.height as usize);
+        let mut data = Vec::with_capacity(width * height);
+        let row_bytes = (width * self.bits).div_ceil(8).max(1);
+        for row in self.rows.chunks_exact(row_bytes).take(height) {
+            unpack_row(row, width, self.bits, &mut data);
+        }
+        data
     }
 }
 
@@ -261,6 +342,21 @@ mod tests {
         let map = LabelMap { width: 4, height: 2, data: vec![1, 1, 2, 2, 3, 3, 4, 4] };
         assert_eq!(map.resized_nearest(2, 2).data, [1, 2, 3, 4]);
         assert_eq!(map.resized_nearest(8, 2).data[..8], [1, 1, 1, 1, 2, 2, 2, 2]);
+    }
+
+    #[test]
+    fn ids_beyond_255_need_16_bits() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ids.png");
+        let ids = IdMap { width: 3, height: 2, data: vec![0, 1, 255, 256, 511, 65_535] };
+        ids.write_png(&path).unwrap();
+        assert_eq!(IdMap::read_png(&path).unwrap(), ids);
+        assert_eq!(png_size(&path).unwrap(), (3, 2));
+        let message = LabelMap::read_png(&path).unwrap_err().to_string();
+        assert!(message.contains("at most 8 bits"), "{message}");
+        let map = LabelMap { width: 3, height: 1, data: vec![7, 0, 255] };
+        map.write_png(&path).unwrap();
+        assert_eq!(IdMap::read_png(&path).unwrap().data, [7, 0, 255]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::segmentation::{Classes, SegmentationDataset, SegmentationError};
 
-/// The classes in the order of their ids; 11 is void.
+/// The classes in the order of their ids; [`VOID`] comes after them.
 pub const CLASSES: [&str; 11] = [
     "sky",
     "building",
@@ -18,6 +18,9 @@ pub const CLASSES: [&str; 11] = [
     "pedestrian",
     "bicyclist",
 ];
+
+/// The id of pixels without a class.
+pub const VOID: u8 = 11;
 
 /// Opens the folders `split` and `<split>annot` of `root`.
 pub fn open(
@@ -33,7 +36,7 @@ pub fn open(
             expected: "ROOT/train, ROOT/trainannot, ROOT/val and ROOT/valannot (SegNet's layout)",
         });
     }
-    SegmentationDataset::open_folders(&images, &labels, Classes::new(&CLASSES, 11), limit)
+    SegmentationDataset::open_folders(&images, &labels, Classes::new(&CLASSES, VOID), limit)
 }
 
 #[cfg(test)]

@@ -398,7 +398,7 @@ pub(super) fn open_image(
 }
 
 /// Reads a text file of bounded size.
-pub(super) fn read_text(path: &Path) -> Result<String, SegmentationError> {
+pub(crate) fn read_text(path: &Path) -> Result<String, SegmentationError> {
     let io_error = |source| SegmentationError::Io { path: path.to_owned(), source };
     let size = std::fs::metadata(path).map_err(io_error)?.len();
     if size > MAX_LIST {

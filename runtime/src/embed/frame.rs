@@ -98,6 +98,22 @@ impl FrameEmbedder {
         Ok(&self.map)
     }
 
+    /// The input that was made last, `[3, height, width]`, with its width and height.
+    pub(crate) fn input(&self) -> (&[f32], (usize, usize)) {
+        (&self.input, self.size)
+    }
+
+    /// Runs the network on an input of the caller's, `[3, height, width]`, such as a part of the
+    /// one that was made last. The map is the caller's to change until the next frame.
+    pub(crate) fn embed_input(
+        &mut self,
+        input: &[f32],
+        (w, h): (usize, usize),
+    ) -> Result<&mut EmbeddingMap, EmbedError> {
+        self.model.embed(input, w, h, &mut self.output, &mut self.map)?;
+        Ok(&mut self.map)
+    }
+
     /// The latest embeddings; empty before the first.
     pub fn map(&self) -> &EmbeddingMap {
         &self.map

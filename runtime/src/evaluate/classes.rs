@@ -16,6 +16,7 @@ use super::neighbours::Neighbours;
 use super::report::ImageClasses;
 use super::resample::bilinear;
 use super::run::Stage;
+use super::windows::{Vote, Windows};
 use super::{Embedder, EvaluateError, for_each_image};
 use crate::datasets::segmentation::SegmentationDataset;
 use crate::embed::Model;
@@ -46,16 +47,20 @@ pub struct ClusterSettings {
     pub rounds: usize,
     /// Where pixels are clustered.
     pub resolution: Resolution,
+    /// Windows that images are seen through; `None` for whole images. Prototypes of the training
+    /// images then come from the sum of the embeddings of overlapping windows; images to score are
+    /// clustered window by window, and a pixel has the mean of the votes of its windows.
+    pub windows: Option<Windows>,
 }
 
 impl Default for ClusterSettings {
     fn default() -> Self {
-        Self { grid: 5, rounds: 50, resolution: Resolution::Pixels }
+        Self { grid: 5, rounds: 50, resolution: Resolution::Pixels, windows: None }
     }
 }
 
 impl ClusterSettings {
-    fn check(&self) -> Result<(), EvaluateError> {
+    fn check(&self, model: &Model) -> Result<(), EvaluateError> {
         let refuse = |setting, value: usize, allowed| {
             Err(EvaluateError::Setting { setting, value: value.to_string(), allowed })
         };
@@ -65,7 +70,7 @@ impl ClusterSettings {
         if !(1..=1000).contains(&self.rounds) {
             return refuse("rounds", self.rounds, "1 to 1000");
         }
-        Ok(())
+        self.windows.map_or(Ok(()), |windows| windows.check(model))
     }
 }
 
@@ -85,6 +90,15 @@ pub enum Classifier {
     Linear(LinearClassifier),
 }
 
+impl Classifier {
+    fn windows(&self) -> Option<Windows> {
+        match self {
+            Self::Neighbours { clusters, .. } => clusters.windows,
+            Self::Linear(_) => None,
+        }
+    }
+}
+
 /// Finds the prototypes of the images of `set` that are still to do; the network sees them at
 /// `short_side`. [`Prototypes::join`] makes one set of all.
 pub fn prototypes(
@@ -95,7 +109,7 @@ pub fn prototypes(
     stage: &Stage<Prototypes>,
     tick: &(dyn Fn() + Sync),
 ) -> Result<(), EvaluateError> {
-    settings.check()?;
+    settings.check(model)?;
     let init = || (Embedder::new(model, short_side), Clusterer::default());
     let void = set.classes.void;
     for_each_image(
@@ -103,7 +117,14 @@ pub fn prototypes(
         stage,
         init,
         |(embedder, clusterer), _, image, labels| {
-            let map = embedder.embed(image, 1.0)?;
+            let merged;
+            let map = match &settings.windows {
+                None => embedder.embed(image, 1.0)?,
+                Some(windows) => {
+                    merged = embedder.merged(image, windows)?;
+                    &merged
+                }
+            };
             Ok(clusterer.labelled(map, labels, void, settings))
         },
         tick,
@@ -168,12 +189,12 @@ impl Predictor {
         scales: &[f64],
     ) -> Result<LabelMap, EvaluateError> {
         if let Classifier::Neighbours { clusters, .. } = classifier {
-            clusters.check()?;
+            clusters.check(self.embedder.frames.model())?;
         }
-        if scales == [1.0] {
-            self.single(image, classifier)
-        } else {
-            self.several(image, classifier, scales)
+        match (scales, classifier.windows()) {
+            ([1.0], None) => self.single(image, classifier),
+            ([1.0], Some(_)) => self.several(image, classifier, scales, &[false]),
+            _ => self.several(image, classifier, scales, &[false, true]),
         }
     }
 
@@ -206,6 +227,7 @@ impl Predictor {
         image: &RgbImage,
         classifier: &Classifier,
         scales: &[f64],
+        mirrors: &[bool],
     ) -> Result<LabelMap, EvaluateError> {
         let (width, height) = image.dimensions();
         let (w, h) = (width as usize, height as usize);
@@ -213,7 +235,8 @@ impl Predictor {
         let mirrored = image::imageops::flip_horizontal(image);
         let mut resized = Vec::new();
         for &scale in scales {
-            for (image, mirror) in [(image, false), (&mirrored, true)] {
+            for &mirror in mirrors {
+                let image = if mirror { &mirrored } else { image };
                 let (votes, (vote_h, vote_w)) = self.votes(image, classifier, scale)?;
                 let size = (vote_h, vote_w, self.classes);
                 bilinear(&votes, size, (h, w), &mut resized);
@@ -252,6 +275,12 @@ impl Predictor {
         classifier: &Classifier,
         scale: f64,
     ) -> Result<(Vec<f32>, (usize, usize)), EvaluateError> {
+        if let Classifier::Neighbours { prototypes, k, clusters } = classifier
+            && let Some(windows) = clusters.windows
+        {
+            let vote = Vote { prototypes, k: *k, clusters, windows, classes: self.classes };
+            return vote.count(&mut self.embedder, &mut self.clusterer, image, scale);
+        }
         let scaled = |side: u32| (f64::from(side) * scale).round().max(1.0) as u32;
         let (width, height) = (scaled(image.width()), scaled(image.height()));
         let (w, h) = (width as usize, height as usize);

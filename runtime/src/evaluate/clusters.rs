@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     const SETTINGS: ClusterSettings =
-        ClusterSettings { grid: 2, rounds: 10, resolution: Resolution::Pixels };
+        ClusterSettings { grid: 2, rounds: 10, resolution: Resolution::Pixels, windows: None };
 
     /// Left half one direction, right half the other.
     fn halves() -> EmbeddingMap {

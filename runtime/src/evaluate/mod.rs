@@ -8,11 +8,14 @@
 pub mod classes;
 mod clusters;
 pub mod concepts;
+#[cfg(test)]
+mod independent;
 pub mod linear;
 pub mod neighbours;
 pub mod report;
 mod resample;
 pub mod run;
+pub mod windows;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -102,10 +105,15 @@ impl Embedder {
 
     /// The embeddings of `image`, seen at `scale` times the short side.
     pub fn embed(&mut self, image: &RgbImage, scale: f64) -> Result<&EmbeddingMap, EvaluateError> {
+        self.prepare(image, scale)?;
+        Ok(self.frames.embed()?)
+    }
+
+    /// Brings `image` to the network's input.
+    fn prepare(&mut self, image: &RgbImage, scale: f64) -> Result<(), EvaluateError> {
         let short_side = (f64::from(self.short_side) * scale).round() as u32;
         let view = FrameView::rgb(image.width(), image.height(), image.as_raw())?;
-        self.frames.prepare(&view, InputSize::ShortSide(short_side))?;
-        Ok(self.frames.embed()?)
+        Ok(self.frames.prepare(&view, InputSize::ShortSide(short_side))?)
     }
 }
 

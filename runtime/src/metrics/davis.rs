@@ -24,8 +24,13 @@ use serde::{Deserialize, Serialize};
 use super::bitmask::BitMask;
 use super::counts::{FrameCounts, boundary_radius};
 use super::statistics::{Statistics, mean};
-use crate::datasets::files_with_extension;
 use crate::labels::{LabelError, LabelMap};
+use files::Frames;
+
+mod csv;
+mod files;
+
+pub use files::{check_files, check_ids};
 
 /// Fewest annotated frames that leave one to evaluate.
 pub const MIN_FRAMES: usize = 3;
@@ -181,6 +186,16 @@ impl FrameScorer {
         self.objects
     }
 
+    /// Refuses a prediction with an id above the objects.
+    fn check_ids(&self, prediction: &LabelMap, path: &Path) -> Result<(), DavisError> {
+        let id = prediction.data.iter().map(|&v| self.layout.predicted(v)).max().unwrap_or(0);
+        if id > self.objects {
+            let (path, objects) = (path.to_owned(), self.objects);
+            return Err(DavisError::SurplusId { path, id, objects });
+        }
+        Ok(())
+    }
+
     /// Counts one frame; entry `i` belongs to object `i + 1`. The paths name the files in
     /// errors.
     pub fn score(
@@ -197,14 +212,7 @@ impl FrameScorer {
                 return Err(DavisError::Size { path, found, expected });
             }
         }
-        let highest = prediction.data.iter().map(|&v| self.layout.predicted(v)).max().unwrap_or(0);
-        if highest > self.objects {
-            return Err(DavisError::SurplusId {
-                path: prediction_path.to_owned(),
-                id: highest,
-                objects: self.objects,
-            });
-        }
+        self.check_ids(prediction, prediction_path)?;
         let radius = boundary_radius(self.size.0, self.size.1);
         let of_object = |id| {
             let annotated = BitMask::from_labels(annotation, |v| self.layout.annotated(v, id));
@@ -294,24 +302,8 @@ pub fn score_folders(
     layout: Option<Layout>,
     on_frame: &(dyn Fn() + Sync),
 ) -> Result<SequenceScore, DavisError> {
-    let files = files_with_extension(annotations, &["png"])
-        .map_err(|source| DavisError::Folder { path: annotations.to_owned(), source })?;
-    let evaluated = match files.as_slice() {
-        [_, evaluated @ .., _] if files.len() >= MIN_FRAMES => evaluated,
-        _ => {
-            let (path, frames) = (annotations.to_owned(), files.len());
-            return Err(DavisError::TooShort { path, frames });
-        }
-    };
-    let pairs: Vec<(&PathBuf, PathBuf)> = evaluated
-        .iter()
-        .map(|a| (a, predictions.join(a.file_name().unwrap_or_default())))
-        .collect();
-    if let Some((annotation, path)) = pairs.iter().find(|(_, p)| !p.is_file()) {
-        let (path, annotation) = (path.clone(), (*annotation).clone());
-        return Err(DavisError::MissingPrediction { path, annotation });
-    }
-    let scorer = FrameScorer::new(&LabelMap::read_png(&files[0])?, layout);
+    let Frames { first, pairs } = Frames::find(annotations, predictions)?;
+    let scorer = FrameScorer::new(&LabelMap::read_png(&first)?, layout);
     let frames: Vec<Result<_, DavisError>> = pairs
         .par_iter()
         .map(|(annotation_path, prediction_path)| {

@@ -15,12 +15,18 @@ pub enum MiouError {
         expected: (u32, u32),
     },
     /// A value is neither a class nor, in the ground truth, void.
-    #[error("the {of} holds the value {value}, but there are {classes} classes, from 0 on")]
+    #[error(
+        "the {of} holds the value {value} at column {x}, row {y}, but there are {classes} classes, from 0 on"
+    )]
     Class {
         /// "prediction" or "ground truth".
         of: &'static str,
         /// The value.
         value: u8,
+        /// Column of its first pixel.
+        x: usize,
+        /// Row of its first pixel.
+        y: usize,
         /// Number of classes.
         classes: usize,
     },
@@ -78,15 +84,30 @@ impl Confusion {
             if self.void.is_some_and(|void| usize::from(void) == t) {
                 continue;
             }
-            for (of, value) in [("ground truth", t), ("prediction", p)] {
-                if value >= self.classes {
-                    return Err(MiouError::Class { of, value: value as u8, classes: self.classes });
-                }
+            if t.max(p) >= self.classes {
+                return Err(self.unknown(truth, prediction));
             }
             counts[t * self.classes + p] += count;
         }
         self.counts = counts;
         Ok(())
+    }
+
+    /// The error of the first pixel with an unknown class; maps are known to hold one.
+    fn unknown(&self, truth: &LabelMap, prediction: &LabelMap) -> MiouError {
+        let known = |value: u8| usize::from(value) < self.classes;
+        let at = truth
+            .data
+            .iter()
+            .zip(&prediction.data)
+            .position(|(&t, &p)| self.void != Some(t) && !(known(t) && known(p)))
+            .unwrap_or(0);
+        let (of, value) = match truth.data[at] {
+            t if known(t) => ("prediction", prediction.data[at]),
+            t => ("ground truth", t),
+        };
+        let (width, classes) = (truth.width.max(1) as usize, self.classes);
+        MiouError::Class { of, value, x: at % width, y: at / width, classes }
     }
 
     /// Adds `weight` times the pixels that are `(true class, predicted class, pixels)`, as
@@ -176,7 +197,7 @@ mod tests {
         let before = confusion.clone();
         assert!(matches!(confusion.add(&map(&[0]), &map(&[0, 1])), Err(MiouError::Size { .. })));
         let text = confusion.add(&map(&[0, 0]), &map(&[1, 2])).unwrap_err().to_string();
-        assert!(text.contains("prediction holds the value 2"), "{text}");
+        assert!(text.contains("prediction holds the value 2 at column 1, row 0"), "{text}");
         assert!(confusion.add(&map(&[255]), &map(&[1])).is_err());
         assert_eq!(confusion, before);
     }

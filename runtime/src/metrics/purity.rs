@@ -3,6 +3,8 @@
 //! A segment's class is the most frequent one among its labelled pixels; segments without any
 //! are dropped. The purity of a concept is the share of its segments in its most frequent class.
 
+use crate::labels::{IdMap, LabelMap};
+
 /// Bins of the histogram over purities.
 pub const BINS: usize = 10;
 
@@ -136,9 +138,87 @@ impl PurityCounts {
     }
 }
 
+/// A 4-connected area of one id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// The id.
+    pub id: u16,
+    /// Its pixels, those without a label included.
+    pub area: u32,
+    /// Most frequent class of its labelled pixels, of equal ones the lowest.
+    pub class: Option<u8>,
+}
+
+/// The segments of `ids` in raster order of their first pixels, with their classes in `labels`
+/// of the same size, where `void` marks pixels without one.
+pub fn segments(ids: &IdMap, labels: &LabelMap, void: u8) -> Vec<Segment> {
+    let width = ids.width as usize;
+    let mut seen = vec![false; ids.data.len()];
+    let mut waiting = Vec::new();
+    let mut found = Vec::new();
+    for first in 0..ids.data.len() {
+        if seen[first] {
+            continue;
+        }
+        let id = ids.data[first];
+        let mut area = 0;
+        let mut pixels = [0u64; 256];
+        seen[first] = true;
+        waiting.push(first);
+        while let Some(at) = waiting.pop() {
+            area += 1;
+            if labels.data[at] != void {
+                pixels[usize::from(labels.data[at])] += 1;
+            }
+            let column = at % width;
+            let neighbours = [
+                at.checked_sub(width),
+                Some(at + width).filter(|&below| below < ids.data.len()),
+                (column > 0).then(|| at - 1),
+                (column + 1 < width).then(|| at + 1),
+            ];
+            for next in neighbours.into_iter().flatten() {
+                if !seen[next] && ids.data[next] == id {
+                    seen[next] = true;
+                    waiting.push(next);
+                }
+            }
+        }
+        found.push(Segment { id, area, class: majority(&pixels).map(|class| class as u8) });
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn segments_touch_by_their_sides_and_take_the_class_of_most_labelled_pixels() {
+        #[rustfmt::skip]
+        let ids = IdMap { width: 4, height: 3, data: vec![
+            7, 7, 0, 300,
+            0, 7, 0, 0,
+            7, 0, 0, 7,
+        ]};
+        #[rustfmt::skip]
+        let labels = LabelMap { width: 4, height: 3, data: vec![
+            1, 2, 3, 255,
+            255, 255, 3, 4,
+            0, 4, 4, 5,
+        ]};
+        let found: Vec<(u16, u32, Option<u8>)> =
+            segments(&ids, &labels, 255).iter().map(|s| (s.id, s.area, s.class)).collect();
+        let expected = [
+            (7, 3, Some(1)),
+            (0, 5, Some(4)),
+            (300, 1, None),
+            (0, 1, None),
+            (7, 1, Some(0)),
+            (7, 1, Some(5)),
+        ];
+        assert_eq!(found, expected);
+    }
 
     #[test]
     fn purity_is_the_share_of_segments_in_the_majority_class() {

@@ -8,6 +8,7 @@ mod eval;
 mod metrics;
 mod report;
 mod scene;
+mod scores;
 
 use std::process::ExitCode;
 

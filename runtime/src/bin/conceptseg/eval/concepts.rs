@@ -33,6 +33,7 @@ use super::page::Section;
 use super::run::{self, RunArgs, finish, progress_bar};
 use super::segmentation::ModelArgs;
 use crate::davis::STYLE;
+use crate::scores::{purity_json, purity_text};
 
 /// Concepts in the table for people.
 const TOP: usize = 10;
@@ -418,40 +419,14 @@ fn sections(
 /// The figures of a set.
 fn figures(summed: &ConceptSummary, classes: Option<&Classes>) -> Result<Value> {
     let mut object = serde_json::to_value(summed)?;
-    for one in object["purity"]["per_concept"].as_array_mut().into_iter().flatten() {
-        let class = one["class"].as_u64().unwrap_or(0) as usize;
-        one["class_name"] = class_name(classes, class).into();
+    if let (Some(purity), Some(classes)) = (&summed.purity, classes) {
+        object["purity"] = purity_json(purity, classes)?;
     }
     Ok(object)
 }
 
 fn class_name(classes: Option<&Classes>, class: usize) -> &str {
     classes.and_then(|classes| classes.names.get(class)).map_or("", String::as_str)
-}
-
-/// The histogram and the means.
-fn purity_text(report: &PurityReport) -> String {
-    let mut text = String::new();
-    let largest = report.histogram.iter().copied().max().unwrap_or(0).max(1);
-    for (bin, &count) in report.histogram.iter().enumerate() {
-        let bar = "█".repeat((count * 40).div_ceil(largest));
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "{:>3}-{:<3}% {count:>5} {bar}", bin * 10, bin * 10 + 10);
-    }
-    let _ = writeln!(
-        text,
-        "{} of {} concepts in use, {} scored, {} segments ({} more without labels)\n\
-         mean purity {:.3} over concepts, {:.3} over segments; {:.1} % of concepts above 80 %",
-        report.used,
-        report.concepts,
-        report.scored,
-        report.segments,
-        report.unlabelled,
-        report.mean,
-        report.mean_weighted,
-        100.0 * report.above_80
-    );
-    text
 }
 
 /// Whether a column of [`most_used`] holds numbers.

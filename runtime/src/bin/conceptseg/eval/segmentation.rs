@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
-use comfy_table::{CellAlignment, Table};
 use conceptseg::backend::{BackendKind, BackendOptions};
 use conceptseg::bundle::SizeRule;
 use conceptseg::datasets::segmentation::{Classes, SegmentationDataset};
@@ -21,15 +20,15 @@ use conceptseg::evaluate::linear::LinearClassifier;
 use conceptseg::evaluate::report::{ImageClasses, Report, Scores};
 use conceptseg::evaluate::run::{Inputs, hash_each, hash_files};
 use conceptseg::evaluate::units;
+use conceptseg::evaluate::windows::Windows;
 use conceptseg::labels::LabelMap;
-use conceptseg::metrics::miou::MiouReport;
 use image::RgbImage;
 use serde_json::{Value, json};
 
 use super::page::{self, Section, Shown};
 use super::pictures;
 use super::run::{self, RunArgs, finish, progress_bar};
-use crate::davis::STYLE;
+use crate::scores::{miou_json, miou_table};
 
 /// The model and how it sees images.
 #[derive(Debug, clap::Args)]
@@ -60,6 +59,9 @@ pub(super) struct MethodArgs {
     /// Where pixels are clustered.
     #[arg(long, value_enum, default_value_t)]
     cluster: ClusterArg,
+    /// What is embedded and clustered at once.
+    #[arg(long, value_enum, default_value_t)]
+    protocol: ProtocolArg,
     /// Nearest prototypes that vote.
     #[arg(
         long,
@@ -72,7 +74,7 @@ pub(super) struct MethodArgs {
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["grid", "rounds", "cluster", "neighbours"]
+        conflicts_with_all = ["grid", "rounds", "cluster", "protocol", "neighbours"]
     )]
     pub(super) linear: Option<PathBuf>,
     /// Sum votes over the scales 0.5, 0.75, … 1.75, each also mirrored.
@@ -87,6 +89,15 @@ enum ClusterArg {
     Pixels,
     /// On the embedding grid, as live streams do; many times as fast.
     Grid,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum ProtocolArg {
+    /// The whole image.
+    #[default]
+    Image,
+    /// Windows of 480 pixels every 320, as `SegSort` does.
+    Windowed,
 }
 
 /// PASCAL VOC.
@@ -370,6 +381,12 @@ impl MethodArgs {
                     ClusterArg::Grid => "embedding grid",
                 }
                 .into();
+                settings["protocol"] = match self.clusters().windows {
+                    None => "image".into(),
+                    Some(Windows { size, stride }) => {
+                        format!("windows of {size} every {stride}").into()
+                    }
+                };
             }
             _ => settings["method"] = "linear".into(),
         }
@@ -391,6 +408,7 @@ impl MethodArgs {
                 ClusterArg::Pixels => Resolution::Pixels,
                 ClusterArg::Grid => Resolution::Grid,
             },
+            windows: (self.protocol == ProtocolArg::Windowed).then(Windows::default),
         }
     }
 
@@ -415,54 +433,12 @@ impl MethodArgs {
     }
 }
 
-fn miou_json(report: &MiouReport, classes: &Classes) -> Value {
-    let per_class: Vec<Value> = classes
-        .names
-        .iter()
-        .zip(report.iou.iter().zip(&report.pixels))
-        .map(|(name, (iou, pixels))| json!({ "class": name, "iou": iou, "pixels": pixels }))
-        .collect();
-    json!({
-        "mean_all": report.mean_all,
-        "mean_present": report.mean_present,
-        "classes": classes.count(),
-        "present": report.present,
-        "pixel_accuracy": report.pixel_accuracy,
-        "per_class": per_class,
-    })
-}
-
-/// A row for each class that occurs, and the means.
-fn miou_table(report: &MiouReport, classes: &Classes) -> String {
-    let mut table = Table::new();
-    table.load_style(STYLE);
-    table.set_header(["class", "IoU", "pixels"]);
-    for (name, (iou, pixels)) in classes.names.iter().zip(report.iou.iter().zip(&report.pixels)) {
-        if let Some(iou) = iou {
-            table.add_row([name.clone(), format!("{:.2}", 100.0 * iou), pixels.to_string()]);
-        }
-    }
-    for column in 1..3 {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    format!(
-        "{table}\nmean IoU {:.2} over the {} classes of the ground truth, {:.2} over all {}; \
-         pixel accuracy {:.2}\n",
-        100.0 * report.mean_present,
-        report.present,
-        100.0 * report.mean_all,
-        classes.count(),
-        100.0 * report.pixel_accuracy
-    )
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use clap::Parser;
     use conceptseg::bundle::{BundleWriter, Codebook};
     use conceptseg::evaluate::run::Stage;
+    use conceptseg::metrics::miou::MiouReport;
 
     use super::*;
 
@@ -557,7 +533,13 @@ pub(super) mod tests {
     #[test]
     fn colours_that_the_network_tells_apart_are_classified() {
         let root = fixture();
-        for more in [&[][..], &["--cluster", "grid"], &["--multi-scale", "--rounds", "5"]] {
+        for more in [
+            &[][..],
+            &["--cluster", "grid"],
+            &["--multi-scale", "--rounds", "5"],
+            &["--protocol", "windowed", "--rounds", "5"],
+            &["--protocol", "windowed", "--cluster", "grid", "--multi-scale", "--rounds", "5"],
+        ] {
             let args = folder_args(root.path(), &[more, &["--neighbours", "5"]].concat());
             assert_eq!(report(&args).mean_all, 1.0, "{more:?}");
             folder(&args, true).unwrap();

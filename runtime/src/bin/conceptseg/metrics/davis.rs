@@ -1,31 +1,20 @@
-//! `conceptseg metrics davis`: scores masks that any program has written.
+//! `conceptseg metrics davis`: carried masks.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use clap::Subcommand;
 use conceptseg::datasets::davis::select;
 use conceptseg::datasets::{files_with_extension, folders_with_extension};
-use conceptseg::metrics::davis::{DavisReport, SequenceReport, score_folders};
+use conceptseg::files::write_atomic;
+use conceptseg::metrics::davis::{
+    DavisReport, SequenceReport, check_files, check_ids, score_folders,
+};
 
 use crate::davis::{LayoutArg, Selection, progress_bar, table};
 
 const MASKS: [&str; 1] = ["png"];
-
-#[derive(Debug, Subcommand)]
-pub enum Command {
-    /// Score result masks against annotations with the measures of the DAVIS benchmark.
-    ///
-    /// Region similarity J and contour accuracy F with mean, recall (share of frames above
-    /// 0.5) and decay (first quarter less last), equal to the official
-    /// davis2017-evaluation tool for the semi-supervised task: the first and last frame of
-    /// a sequence are left out, its objects are the ids of the first annotation, and a
-    /// surplus id in a result is an error. Masks are palette or greyscale PNGs whose values
-    /// are object ids.
-    Davis(DavisArgs),
-}
 
 #[derive(Debug, clap::Args)]
 pub struct DavisArgs {
@@ -41,6 +30,10 @@ pub struct DavisArgs {
     /// How the masks store their objects.
     #[arg(long, value_enum, default_value_t)]
     layout: LayoutArg,
+    /// Folder to write global_results-val.csv and per-sequence_results-val.csv to, as the
+    /// official tool writes them.
+    #[arg(long, value_name = "DIR")]
+    csv: Option<PathBuf>,
 }
 
 /// A sequence's name and its two folders.
@@ -50,30 +43,34 @@ struct Pair {
     results: PathBuf,
 }
 
-pub fn run(command: &Command, json: bool) -> Result<()> {
-    match command {
-        Command::Davis(args) => davis(args, json),
-    }
-}
-
-fn davis(args: &DavisArgs, json: bool) -> Result<()> {
+pub fn run(args: &DavisArgs, json: bool) -> Result<()> {
+    let layout = args.layout.layout();
     let (pairs, left_out) = pairs(args)?;
+    let cannot = |pair: &Pair| format!("cannot score the sequence {}", pair.name);
+    // Everything that scoring could stumble over is looked for in all sequences first: what costs
+    // next to nothing before the ids, for which every prediction is decoded.
     let mut frames = 0;
     for pair in &pairs {
-        let annotations = masks(&pair.annotations)?;
-        frames += annotations.len().saturating_sub(2);
+        frames += check_files(&pair.annotations, &pair.results).with_context(|| cannot(pair))?;
     }
-    let bar = progress_bar(frames)?;
+    let bar = progress_bar(2 * frames)?;
+    bar.set_message("checked");
+    for pair in &pairs {
+        check_ids(&pair.annotations, &pair.results, layout, &|| bar.inc(1))
+            .with_context(|| cannot(pair))?;
+    }
     let mut sequences = BTreeMap::new();
     for pair in pairs {
         bar.set_message(pair.name.clone());
-        let layout = args.layout.layout();
         let score = score_folders(&pair.annotations, &pair.results, layout, &|| bar.inc(1))
-            .with_context(|| format!("cannot score the sequence {}", pair.name))?;
+            .with_context(|| cannot(&pair))?;
         sequences.insert(pair.name, SequenceReport::from(&score));
     }
     bar.finish_and_clear();
     let report = DavisReport::new(sequences);
+    if let Some(folder) = &args.csv {
+        write_csv(folder, &report)?;
+    }
     let mut out = std::io::stdout().lock();
     if json {
         let mut object = serde_json::to_value(&report)?;
@@ -84,6 +81,21 @@ fn davis(args: &DavisArgs, json: bool) -> Result<()> {
         if !left_out.is_empty() {
             writeln!(out, "annotated but without results, left out: {}", left_out.join(", "))?;
         }
+    }
+    Ok(())
+}
+
+/// Writes the two files that the official tool writes.
+fn write_csv(folder: &Path, report: &DavisReport) -> Result<()> {
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    for (name, text) in [
+        ("global_results-val.csv", report.global_csv()),
+        ("per-sequence_results-val.csv", report.per_sequence_csv()),
+    ] {
+        let path = folder.join(name);
+        write_atomic(&path, |w| w.write_all(text.as_bytes()))
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }
@@ -207,7 +219,7 @@ mod tests {
         let (annotations, results) = (tree(&["a", "b", "c"]), tree(&["a", "c"]));
         let all = args(results.path(), annotations.path(), None);
         assert_eq!(names(&all), (vec!["a".into(), "c".into()], vec!["b".into()]));
-        davis(&all, true).unwrap();
+        run(&all, true).unwrap();
         let one = args(results.path(), annotations.path(), Some(&["c"]));
         assert_eq!(names(&one), (vec!["c".into()], vec![]));
     }
@@ -230,6 +242,91 @@ mod tests {
         assert_eq!(names(&args(&result, &annotation, None)), (vec!["a".into()], vec![]));
         let mixed = pairs(&args(results.path(), &annotation, None)).err().unwrap().to_string();
         assert!(mixed.contains("single sequence"), "{mixed}");
+    }
+
+    /// Masks of three sequences with one of them made unfit by `change`; the error.
+    fn refused(change: &dyn Fn(&Path)) -> String {
+        let (annotations, results) = (tree(&["a", "b", "c"]), tree(&["a", "b", "c"]));
+        change(&results.path().join("b"));
+        let error = run(&args(results.path(), annotations.path(), None), true).unwrap_err();
+        conceptseg::errors::sentence(error.as_ref())
+    }
+
+    #[test]
+    fn where_the_official_tool_stops_the_file_is_named() {
+        let text = refused(&|b| std::fs::remove_file(b.join("00001.png")).unwrap());
+        assert!(
+            text.contains("sequence b: the prediction") && text.contains("b/00001.png is missing")
+        );
+        let text =
+            refused(&|b| LabelMap::background(5, 2).write_png(&b.join("00001.png")).unwrap());
+        assert!(text.contains("b/00001.png is 5x2 but the first annotation"), "{text}");
+        let surplus = LabelMap { width: 4, height: 2, data: vec![0, 1, 2, 0, 0, 1, 1, 0] };
+        let text = refused(&|b| surplus.write_png(&b.join("00001.png")).unwrap());
+        assert!(text.contains("b/00001.png holds the id 2"), "{text}");
+        let text = refused(&|b| std::fs::write(b.join("00001.png"), b"none").unwrap());
+        assert!(text.contains("b/00001.png is not a readable PNG"), "{text}");
+        // Outer frames are not evaluated, their results may be absent or wrong.
+        let (annotations, results) = (tree(&["a"]), tree(&["a"]));
+        std::fs::remove_file(results.path().join("a/00000.png")).unwrap();
+        surplus.write_png(&results.path().join("a/00002.png")).unwrap();
+        run(&args(results.path(), annotations.path(), None), true).unwrap();
+    }
+
+    /// The masks of the recorded case `name` as the sequence `name` of two data sets.
+    #[cfg(unix)]
+    fn link(root: &Path, cases: &Path, name: &str) {
+        for (kind, folder) in [("gt", "annotations"), ("pred", "results")] {
+            std::fs::create_dir_all(root.join(folder)).unwrap();
+            let target = root.join(folder).join(name);
+            std::os::unix::fs::symlink(cases.join(name).join(kind), target).unwrap();
+        }
+    }
+
+    fn official(root: &Path) -> DavisArgs {
+        let mut args = args(&root.join("results"), &root.join("annotations"), None);
+        (args.layout, args.csv) = (LayoutArg::Davis2017, Some(root.join("csv")));
+        args
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn all_recorded_cases_give_the_files_of_the_official_tool() {
+        let Some(expected) = conceptseg::testdata::shared("expected/davis") else { return };
+        let text = std::fs::read(expected.join("cases.json")).unwrap();
+        let recorded: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        let root = tempfile::tempdir().unwrap();
+        for name in recorded["all_scored_cases_as_one_set"]["cases"].as_array().unwrap() {
+            link(root.path(), &expected.join("cases"), name.as_str().unwrap());
+        }
+        run(&official(root.path()), true).unwrap();
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/davis_csv");
+        for name in ["global_results-val.csv", "per-sequence_results-val.csv"] {
+            let found = std::fs::read_to_string(root.path().join("csv").join(name)).unwrap();
+            assert_eq!(found, std::fs::read_to_string(golden.join(name)).unwrap(), "{name}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn every_case_that_the_official_tool_rejects_is_an_error_before_anything_is_scored() {
+        let Some(expected) = conceptseg::testdata::shared("expected/davis") else { return };
+        let text = std::fs::read(expected.join("cases.json")).unwrap();
+        let recorded: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        let cases = recorded["cases"].as_array().unwrap();
+        let rejected: Vec<_> = cases.iter().filter(|c| c["outcome"] == "rejected").collect();
+        assert!(rejected.len() >= 6);
+        for case in rejected {
+            let name = case["name"].as_str().unwrap();
+            let root = tempfile::tempdir().unwrap();
+            link(root.path(), &expected.join("cases"), "identical_1obj");
+            link(root.path(), &expected.join("cases"), name);
+            let error = run(&official(root.path()), true).unwrap_err();
+            let text = conceptseg::errors::sentence(error.as_ref());
+            assert!(text.contains(&format!("cannot score the sequence {name}: ")), "{text}");
+            assert!(text.matches(name).count() > 1, "{text} names no file");
+            assert!(!root.path().join("csv").exists());
+        }
     }
 
     #[test]
