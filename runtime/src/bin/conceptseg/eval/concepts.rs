@@ -1,6 +1,5 @@
 //! `conceptseg eval concepts`: what the concepts of a bundle show.
 
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
