@@ -1,9 +1,10 @@
-//! Writing files so that a reader never sees half of one.
+//! Writing files so that a reader never sees half of one, and hashes of their contents.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read as _, Write};
 use std::path::Path;
 
+use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
 /// Writes a file under a temporary name in the same folder and renames it to `path`
@@ -38,6 +39,38 @@ fn set_default_mode(path: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 fn set_default_mode(_path: &Path) -> io::Result<()> {
     Ok(())
+}
+
+/// SHA-256 of a file as lower-case hexadecimal digits, read in pieces.
+///
+/// # Errors
+/// Whatever the file system answers.
+pub fn sha256_file(path: &Path) -> io::Result<String> {
+    let mut hasher = Sha256::new();
+    feed(&mut hasher, &mut File::open(path)?)?;
+    Ok(hex(&hasher.finalize()))
+}
+
+/// Passes all of `file` to `hasher`, in pieces.
+pub(crate) fn feed(hasher: &mut Sha256, file: &mut File) -> io::Result<()> {
+    let mut piece = vec![0; 1 << 16];
+    loop {
+        let read = file.read(&mut piece)?;
+        if read == 0 {
+            return Ok(());
+        }
+        hasher.update(&piece[..read]);
+    }
+}
+
+/// Lower-case hexadecimal digits, two for each byte.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 #[cfg(test)]

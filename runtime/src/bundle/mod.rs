@@ -19,7 +19,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
+
+use crate::files::{hex, sha256_file};
 
 pub use codebook::{Codebook, MAX_CONCEPTS, MAX_DIM, QUANTILES};
 pub use manifest::{
@@ -198,32 +200,6 @@ fn compare_hash(path: &Path, found: &str, expected: &str) -> Result<(), BundleEr
         path: path.to_owned(),
         expected: expected.to_owned(),
         found: found.to_owned(),
-    })
-}
-
-/// SHA-256 of a file as lower-case hexadecimal digits, read in pieces.
-///
-/// # Errors
-/// Whatever the file system answers.
-pub fn sha256_file(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut piece = vec![0; 1 << 16];
-    loop {
-        let read = file.read(&mut piece)?;
-        if read == 0 {
-            return Ok(hex(&hasher.finalize()));
-        }
-        hasher.update(&piece[..read]);
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
     })
 }
 

@@ -8,9 +8,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     BundleError, Codebook, ConceptsEntry, EmbedderEntry, FORMAT_VERSION, InputEntry, MANIFEST_FILE,
-    Manifest, Provenance, SizeRule, hex, sha256_file,
+    Manifest, Provenance, SizeRule,
 };
-use crate::files::write_atomic;
+use crate::files::{hex, sha256_file, write_atomic};
 
 /// Collects what a manifest says beside the files and writes the whole bundle.
 #[derive(Debug, Clone)]

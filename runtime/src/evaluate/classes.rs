@@ -10,9 +10,12 @@ use std::sync::Arc;
 use image::RgbImage;
 
 use super::clusters::Clusterer;
+pub use super::clusters::Prototypes;
 use super::linear::LinearClassifier;
 use super::neighbours::Neighbours;
+use super::report::ImageClasses;
 use super::resample::bilinear;
+use super::run::Stage;
 use super::{Embedder, EvaluateError, for_each_image};
 use crate::datasets::segmentation::SegmentationDataset;
 use crate::embed::Model;
@@ -82,79 +85,63 @@ pub enum Classifier {
     Linear(LinearClassifier),
 }
 
-/// Prototypes of all images of `set`, which the network sees at `short_side`.
+/// Finds the prototypes of the images of `set` that are still to do; the network sees them at
+/// `short_side`. [`Prototypes::join`] makes one set of all.
 pub fn prototypes(
     model: &Arc<Model>,
     set: &SegmentationDataset,
     short_side: u32,
     settings: &ClusterSettings,
+    stage: &Stage<Prototypes>,
     tick: &(dyn Fn() + Sync),
-) -> Result<Neighbours, EvaluateError> {
+) -> Result<(), EvaluateError> {
     settings.check()?;
     let init = || (Embedder::new(model, short_side), Clusterer::default());
     let void = set.classes.void;
-    let found = for_each_image(
+    for_each_image(
         set,
+        stage,
         init,
         |(embedder, clusterer), _, image, labels| {
             let map = embedder.embed(image, 1.0)?;
             Ok(clusterer.labelled(map, labels, void, settings))
         },
         tick,
-    )?;
-    let mut vectors = Vec::new();
-    let mut classes = Vec::new();
-    for one in found {
-        vectors.extend(one.vectors);
-        classes.extend(one.classes);
-    }
-    Ok(Neighbours::new(vectors, classes, model.bundle().manifest.embedder.dim))
+    )
 }
 
-/// Classifies all images of `set` and counts the result. `scales` holds 1 alone for a single
-/// pass; several are each run as the image is and mirrored, and their votes (neighbours) or
-/// probabilities (linear) summed for each pixel.
+/// Classifies the images of `set` that are still to do and counts their pixels. `scales` holds
+/// 1 alone for a single pass; several are each run as the image is and mirrored, and their votes
+/// (neighbours) or probabilities (linear) summed for each pixel.
 pub fn score(
     model: &Arc<Model>,
     set: &SegmentationDataset,
     short_side: u32,
     classifier: &Classifier,
     scales: &[f64],
+    stage: &Stage<ImageClasses>,
     tick: &(dyn Fn() + Sync),
-) -> Result<Confusion, EvaluateError> {
-    if let Classifier::Neighbours { clusters, .. } = classifier {
-        clusters.check()?;
-    }
+) -> Result<(), EvaluateError> {
     let count = set.classes.count();
-    let init = || Predictor {
-        embedder: Embedder::new(model, short_side),
-        clusterer: Clusterer::default(),
-        upsampler: Upsampler::new(),
-        classes: count,
-    };
-    let counts = for_each_image(
+    for_each_image(
         set,
-        init,
+        stage,
+        || Predictor::new(model, short_side, count),
         |predictor, one, image, labels| {
-            let prediction = if scales == [1.0] {
-                predictor.single(image, classifier)?
-            } else {
-                predictor.several(image, classifier, scales)?
-            };
+            let prediction = predictor.predict(image, classifier, scales)?;
             let mut confusion = Confusion::new(count, Some(set.classes.void));
             confusion
                 .add(labels, &prediction)
                 .map_err(|source| EvaluateError::Score { path: one.labels.clone(), source })?;
-            Ok(confusion)
+            Ok(ImageClasses { name: one.name.clone(), pixels: confusion.pairs() })
         },
         tick,
-    )?;
-    let start = Confusion::new(count, Some(set.classes.void));
-    Ok(counts.iter().fold(start, Confusion::merged))
+    )
 }
 
-/// Classifies images one after the other.
-struct Predictor {
+/// Classifies images one after the other; keeps its scratch.
+#[derive(Debug)]
+pub struct Predictor {
     embedder: Embedder,
     clusterer: Clusterer,
     upsampler: Upsampler,
@@ -162,6 +149,33 @@ struct Predictor {
 }
 
 impl Predictor {
+    /// For `classes` classes and images brought to `short_side` pixels.
+    pub fn new(model: &Arc<Model>, short_side: u32, classes: usize) -> Self {
+        Self {
+            embedder: Embedder::new(model, short_side),
+            clusterer: Clusterer::default(),
+            upsampler: Upsampler::new(),
+            classes,
+        }
+    }
+
+    /// The class of every pixel; `scales` as for [`score`].
+    pub fn predict(
+        &mut self,
+        image: &RgbImage,
+        classifier: &Classifier,
+        scales: &[f64],
+    ) -> Result<LabelMap, EvaluateError> {
+        if let Classifier::Neighbours { clusters, .. } = classifier {
+            clusters.check()?;
+        }
+        if scales == [1.0] {
+            self.single(image, classifier)
+        } else {
+            self.several(image, classifier, scales)
+        }
+    }
+
     fn single(
         &mut self,
         image: &RgbImage,

@@ -1,6 +1,7 @@
 //! Clusters of one image and their prototypes.
 
 use super::classes::{ClusterSettings, Resolution};
+use super::neighbours::Neighbours;
 use super::resample::{bilinear, normalise};
 use crate::concepts::kmeans::Clusters;
 use crate::embed::EmbeddingMap;
@@ -18,12 +19,24 @@ pub(super) struct Clusterer {
 }
 
 /// Labelled prototypes of an image.
-#[derive(Debug, Default, Clone, PartialEq)]
-pub(super) struct Prototypes {
+#[derive(Debug, Default, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Prototypes {
     /// `[classes.len(), dim]`, unit rows.
-    pub(super) vectors: Vec<f32>,
+    pub vectors: Vec<f32>,
     /// Class of each.
-    pub(super) classes: Vec<u8>,
+    pub classes: Vec<u8>,
+}
+
+impl Prototypes {
+    /// Those of many images as one set to search in; embeddings have `dim` dimensions.
+    pub fn join(images: Vec<Self>, dim: usize) -> Neighbours {
+        let mut all = Self::default();
+        for one in images {
+            all.vectors.extend(one.vectors);
+            all.classes.extend(one.classes);
+        }
+        Neighbours::new(all.vectors, all.classes, dim)
+    }
 }
 
 impl Clusterer {

@@ -10,13 +10,16 @@ mod clusters;
 pub mod linear;
 pub mod neighbours;
 pub mod purity;
+pub mod report;
 mod resample;
+pub mod run;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use image::RgbImage;
 use rayon::prelude::*;
+use serde::Serialize;
 
 use crate::concepts::ConceptError;
 use crate::datasets::segmentation::{LabelledImage, SegmentationDataset, SegmentationError};
@@ -24,6 +27,7 @@ use crate::embed::{EmbedError, EmbeddingMap, FrameEmbedder, InputSize, Model};
 use crate::frame::{FrameError, FrameView};
 use crate::labels::LabelMap;
 use crate::metrics::miou::MiouError;
+use run::{Stage, Unit};
 
 /// Why an evaluation stopped.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +53,9 @@ pub enum EvaluateError {
         /// What does not fit.
         source: MiouError,
     },
+    /// The run folder cannot be used.
+    #[error(transparent)]
+    Run(#[from] run::RunError),
     /// A setting is out of range.
     #[error("the setting {setting} is {value}; it must be {allowed}")]
     Setting {
@@ -91,24 +98,31 @@ impl Embedder {
     }
 }
 
-/// Runs `work` on every image and its labels, on all cores, and gives the results in the order
-/// of the list. `init` makes what one thread keeps; `tick` is called after each image.
-fn for_each_image<T: Send, R: Send>(
+/// Runs `work` on every image of a stage that is still to do, with its labels, on all cores.
+/// `init` makes what one thread keeps; `tick` is called after each image.
+fn for_each_image<T, R: Serialize + Send>(
     set: &SegmentationDataset,
+    stage: &Stage<R>,
     init: impl Fn() -> T + Sync + Send,
     work: impl Fn(&mut T, &LabelledImage, &RgbImage, &LabelMap) -> Result<R, EvaluateError>
     + Sync
     + Send,
     tick: &(dyn Fn() + Sync),
-) -> Result<Vec<R>, EvaluateError> {
-    set.images
-        .par_iter()
-        .with_max_len(1)
-        .map_init(init, |state, one| {
-            let (image, labels) = (one.read_image()?, one.read_labels()?);
-            let result = work(state, one, &image, &labels);
-            tick();
-            result
-        })
-        .collect()
+) -> Result<(), EvaluateError> {
+    stage.pending().par_iter().with_max_len(1).try_for_each_init(init, |state, &at| {
+        let one = &set.images[at];
+        let (image, labels) = (one.read_image()?, one.read_labels()?);
+        stage.put(at, work(state, one, &image, &labels)?)?;
+        tick();
+        Ok(())
+    })
+}
+
+/// The images of a data set as units of a run.
+pub fn units(set: &SegmentationDataset) -> Vec<Unit> {
+    let unit = |one: &LabelledImage| Unit {
+        name: one.name.clone(),
+        files: vec![one.image.clone(), one.labels.clone()],
+    };
+    set.images.iter().map(unit).collect()
 }

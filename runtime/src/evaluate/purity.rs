@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Embedder, EvaluateError, for_each_image};
+use super::run::Stage;
+use super::{Embedder, EvaluateError, for_each_image, units};
 use crate::concepts::{ConceptLabeler, ConceptMap, SegmentationConfig};
 use crate::datasets::segmentation::SegmentationDataset;
 use crate::embed::Model;
@@ -20,8 +21,10 @@ pub fn count(
 ) -> Result<PurityCounts, EvaluateError> {
     let (codebook, classes) = (model.codebook(), set.classes.count());
     let init = || (Embedder::new(model, short_side), ConceptLabeler::new(), ConceptMap::default());
-    let counts = for_each_image(
+    let stage = Stage::in_memory(&units(set));
+    for_each_image(
         set,
+        &stage,
         init,
         |(embedder, labeler, map), _, image, labels| {
             let embedding = embedder.embed(image, 1.0)?;
@@ -40,6 +43,7 @@ pub fn count(
         },
         tick,
     )?;
+    let counts = stage.finish().unwrap_or_default();
     let mut sum = PurityCounts::new(codebook.count, classes);
     for (concept, pixels) in counts.iter().flatten() {
         sum.add(usize::from(*concept), pixels);

@@ -14,7 +14,7 @@ pub fn boundary_radius(width: u32, height: u32) -> u32 {
 }
 
 /// Pixel counts of one object in one frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct FrameCounts {
     /// Pixels in both the annotation and the prediction.
     pub intersection: u64,

@@ -19,7 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::bitmask::BitMask;
 use super::counts::{FrameCounts, boundary_radius};
@@ -93,7 +93,7 @@ pub enum DavisError {
 }
 
 /// How the masks of a sequence store their objects.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Layout {
     /// DAVIS 2016: one object. Annotations are foreground above 127; predictions are
     /// foreground at 1 or 255.
@@ -216,7 +216,7 @@ impl FrameScorer {
 }
 
 /// The counts of one object in every evaluated frame.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObjectScore {
     /// The object's id, from 1.
     pub id: u8,
@@ -251,7 +251,7 @@ impl ObjectScore {
 }
 
 /// The counts of one sequence.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SequenceScore {
     /// How its masks were read.
     pub layout: Layout,
@@ -335,7 +335,7 @@ pub fn frame_name(path: &Path) -> String {
 
 /// The figures of an object, or their means over several. All are shares (0..1, decays
 /// -1..1) and NaN (`null` in JSON) where there is no object.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
     /// Mean region similarity.
     pub j_mean: f64,
@@ -371,7 +371,7 @@ impl Figures {
 }
 
 /// The figures of one sequence.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SequenceReport {
     /// How its masks were read.
     pub layout: Layout,

@@ -89,6 +89,26 @@ impl Confusion {
         Ok(())
     }
 
+    /// Adds `weight` times the pixels that are `(true class, predicted class, pixels)`, as
+    /// [`pairs`](Self::pairs) gives them. Classes that there are not are left out.
+    pub fn add_pairs(&mut self, pairs: &[(u8, u8, u64)], weight: u64) {
+        for &(t, p, pixels) in pairs {
+            let (t, p) = (usize::from(t), usize::from(p));
+            if t < self.classes && p < self.classes {
+                self.counts[t * self.classes + p] += weight * pixels;
+            }
+        }
+    }
+
+    /// What was counted, `(true class, predicted class, pixels)`, without pairs that do not
+    /// occur.
+    pub fn pairs(&self) -> Vec<(u8, u8, u64)> {
+        let pair = |(at, &pixels): (usize, &u64)| {
+            ((at / self.classes) as u8, (at % self.classes) as u8, pixels)
+        };
+        self.counts.iter().enumerate().filter(|(_, count)| **count > 0).map(pair).collect()
+    }
+
     /// Adds the counts of other images of the same classes.
     #[must_use]
     pub fn merged(mut self, other: &Self) -> Self {
@@ -138,7 +158,12 @@ mod tests {
         confusion.add(&map(&[0, 0, 1, 255]), &map(&[0, 1, 1, 2])).unwrap();
         let mut other = Confusion::new(4, Some(255));
         other.add(&map(&[1, 1, 255]), &map(&[1, 3, 0])).unwrap();
-        let report = confusion.merged(&other).report();
+        let mut again = Confusion::new(4, Some(255));
+        again.add_pairs(&confusion.pairs(), 1);
+        again.add_pairs(&other.pairs(), 1);
+        let confusion = confusion.merged(&other);
+        assert_eq!(again, confusion);
+        let report = confusion.report();
         // 0: 1 of 2; 1: 2 hits, 3 true, 3 predicted; 2 nowhere; 3 predicted once.
         assert_eq!(report.iou, [Some(0.5), Some(0.5), None, Some(0.0)]);
         assert_eq!((report.mean_all, report.mean_present, report.present), (0.25, 0.5, 2));

@@ -72,6 +72,16 @@ impl PurityCounts {
         }
     }
 
+    /// Adds `segments` segments of `concept` whose class is known; one that there is not is left
+    /// out.
+    pub fn add_classified(&mut self, concept: usize, class: usize, segments: u64) {
+        if class < self.classes
+            && let Some(count) = self.counts.get_mut(concept * self.classes + class)
+        {
+            *count += segments;
+        }
+    }
+
     /// Adds the segments of other images, for the same concepts and classes.
     #[must_use]
     pub fn merged(mut self, other: &Self) -> Self {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use conceptseg::datasets::davis::{DavisFrame, DavisSequence};
 use conceptseg::embed::{EmbeddingMap, FrameEmbedder, InputSize, Model};
+use conceptseg::evaluate::run::Unit;
 use conceptseg::frame::FrameView;
 use conceptseg::labels::LabelMap;
 use conceptseg::metrics::counts::FrameCounts;
@@ -65,6 +66,15 @@ pub fn prepare(sequence: DavisSequence, layout: Option<Layout>) -> Result<Prepar
 }
 
 impl Prepared {
+    /// The sequence as a piece of work, with the files that its figures come from.
+    pub fn unit(&self) -> Unit {
+        let frames = &self.sequence.frames;
+        Unit {
+            name: self.sequence.name.clone(),
+            files: frames.iter().flat_map(|f| [f.image.clone(), f.annotation.clone()]).collect(),
+        }
+    }
+
     /// Whether the frame's masks count.
     fn is_scored(&self, index: usize) -> bool {
         index != 0 && index + 1 != self.sequence.frames.len()
@@ -276,6 +286,11 @@ impl Speed {
 
     fn frames_per_second(&self) -> f64 {
         f64::from(self.frames) / self.total().as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+
+    /// Whether nothing was processed.
+    pub fn is_empty(&self) -> bool {
+        self.frames == 0
     }
 
     pub fn json(&self) -> Value {

@@ -1,6 +1,5 @@
 //! `conceptseg eval davis`: carries the first masks of sequences and scores what comes of them.
 
-use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,10 +9,13 @@ use clap::ValueEnum;
 use conceptseg::backend::{BackendKind, BackendOptions};
 use conceptseg::datasets::davis::DavisDataset;
 use conceptseg::embed::Model;
+use conceptseg::evaluate::report::{Report, Scores, SequenceMasks};
+use conceptseg::evaluate::run::{Inputs, hash_each};
 use conceptseg::metrics::davis::{DavisReport, SequenceReport};
 use serde_json::{Value, json};
 
 use super::carry::{Prepared, Speed, evaluate, hold_still, prepare};
+use super::run::{RunArgs, figures_text, finish, write as write_reports};
 use super::setting::{Setting, SettingArgs};
 use super::sweep::{Axis, Sweep};
 use crate::davis::{LayoutArg, Selection, progress_bar, table};
@@ -33,10 +35,8 @@ pub struct DavisArgs {
     /// How the annotations store their objects.
     #[arg(long, value_enum, default_value_t)]
     layout: LayoutArg,
-    /// Folder to write the masks to, as DIR/<sequence>/00000.png: palette PNGs of object
-    /// ids, which `metrics davis` and the official tool read.
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    run: RunArgs,
     /// What runs the network.
     #[arg(long, value_enum, default_value_t, conflicts_with = "baseline")]
     backend: BackendKind,
@@ -80,6 +80,10 @@ enum Baseline {
     Still,
 }
 
+/// Folder of the masks in the run folder, as MASKS/<sequence>/00000.png: palette PNGs of object
+/// ids, which `metrics davis` and the official tool read.
+const MASKS: &str = "masks";
+
 /// What gives the masks of a sequence's frames.
 #[derive(Debug)]
 enum Method {
@@ -94,21 +98,16 @@ pub fn run(args: &DavisArgs, json: bool) -> Result<()> {
     };
     let names = args.selection.names()?;
     let dataset = DavisDataset::open(&args.root, &args.resolution, names.as_deref())?;
-    let frames = dataset.frame_count();
     let layout = args.layout.layout();
     let prepared: Vec<Prepared> =
         dataset.sequences.into_iter().map(|s| prepare(s, layout)).collect::<Result<_>>()?;
-    if let Some(out) = &args.out {
-        for one in &prepared {
-            check_writable(&out.join(&one.sequence.name))?;
-        }
-    }
     if let Some(folder) = args.plot.as_ref().and_then(|plot| plot.parent()) {
         check_writable(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?;
     }
     let method = Method::open(args)?;
 
     if let (Some(sweep), Method::Model { model, .. }) = (sweep, &method) {
+        let frames: usize = prepared.iter().map(|one| one.sequence.frames.len()).sum();
         let bar = progress_bar(frames * sweep.len())?;
         let results = sweep.run(&prepared, model, &bar)?;
         bar.finish_and_clear();
@@ -124,14 +123,24 @@ pub fn run(args: &DavisArgs, json: bool) -> Result<()> {
         return Ok(());
     }
 
+    let run = args.run.open(method.inputs(args, &prepared)?)?;
+    let units: Vec<_> = prepared.iter().map(Prepared::unit).collect();
+    let stage = run.stage::<SequenceMasks>("masks", &units)?;
+    if stage.done_before() > 0 {
+        tracing::info!("{} of {} sequences were done before", stage.done_before(), units.len());
+    }
+    let frames = stage.pending().iter().map(|&at| prepared[at].sequence.frames.len()).sum();
     let bar = progress_bar(frames)?;
     let tick = |n| bar.inc(n);
     let mut speed = Speed::default();
-    let mut sequences = BTreeMap::new();
-    for one in &prepared {
+    for &at in stage.pending() {
+        let one = &prepared[at];
         let name = &one.sequence.name;
         bar.set_message(name.clone());
-        let out = args.out.as_ref().map(|out| out.join(name));
+        let out = run.folder().map(|folder| folder.join(MASKS).join(name));
+        if let Some(out) = &out {
+            check_writable(out)?;
+        }
         let score = match &method {
             Method::Still => hold_still(one, out.as_deref(), &tick),
             Method::Model { model, setting } => {
@@ -139,28 +148,38 @@ pub fn run(args: &DavisArgs, json: bool) -> Result<()> {
             }
         };
         let score = score.with_context(|| format!("cannot evaluate the sequence {name}"))?;
-        sequences.insert(name.clone(), SequenceReport::from(&score));
+        let report = SequenceReport::from(&score);
+        stage.put(at, SequenceMasks { name: name.clone(), report })?;
     }
     bar.finish_and_clear();
+    let Some(sequences) = finish("masks", "sequences", stage) else { return Ok(()) };
 
-    let report = DavisReport::new(sequences);
+    let davis =
+        DavisReport::new(sequences.iter().map(|s| (s.name.clone(), s.report.clone())).collect());
+    let report = Report::new(run.inputs().clone(), Scores::Masks { sequences });
+    write_reports(&run, &report, Vec::new())?;
     let mut stdout = std::io::stdout().lock();
     if json {
-        let mut object = serde_json::to_value(&report)?;
+        let mut object = serde_json::to_value(&davis)?;
         object["method"] = method.describe();
-        if let Method::Model { .. } = method {
+        object["inputs"] = serde_json::to_value(&report.inputs)?;
+        object["figures"] = serde_json::to_value(&report.figures)?;
+        if !speed.is_empty() {
             object["speed"] = speed.json();
         }
         writeln!(stdout, "{object}")?;
     } else {
-        write!(stdout, "{}", table(&report))?;
+        write!(stdout, "{}", table(&davis))?;
+        write!(stdout, "{}", figures_text(&report))?;
         match &method {
             Method::Still => writeln!(stdout, "baseline: the first mask held still")?,
             Method::Model { model, setting } => {
                 writeln!(stdout, "{}", setting.text(model))?;
                 writeln!(stdout, "network on {}", model.backend_description())?;
-                writeln!(stdout, "{}", speed.text())?;
             }
+        }
+        if !speed.is_empty() {
+            writeln!(stdout, "{}", speed.text())?;
         }
     }
     Ok(())
@@ -182,6 +201,37 @@ impl Method {
         let options = BackendOptions { kind: args.backend, threads: args.threads };
         let model = Model::open(bundle, &options)?;
         Ok(Self::Model { model, setting: args.setting.setting() })
+    }
+
+    /// Everything that decides the figures.
+    fn inputs(&self, args: &DavisArgs, prepared: &[Prepared]) -> Result<Inputs> {
+        let mut settings = match self {
+            Self::Still => json!({ "baseline": "still" }),
+            Self::Model { model, setting } => {
+                let mut settings = setting.json(model);
+                settings["bundle"] = json!(model.bundle().manifest.name);
+                // The version does not change the masks enough to start anew.
+                settings["backend"] = json!(model.backend_name());
+                settings
+            }
+        };
+        let layout = args.layout.to_possible_value();
+        settings["layout"] = json!(layout.as_ref().map(|layout| layout.get_name()));
+        settings["resolution"] = json!(args.resolution);
+        settings["sequences"] = json!(prepared.len());
+        let annotations: Vec<PathBuf> = prepared
+            .iter()
+            .flat_map(|one| one.sequence.frames.iter().map(|f| f.annotation.clone()))
+            .collect();
+        let mut inputs =
+            Inputs::new("davis", settings).with("annotations", hash_each(&annotations)?);
+        if let Self::Model { model, .. } = self {
+            let manifest = &model.bundle().manifest;
+            inputs = inputs
+                .with("embedder", manifest.embedder.sha256.clone())
+                .with("concepts", manifest.concepts.sha256.clone());
+        }
+        Ok(inputs)
     }
 
     /// What a figure was reached with.
@@ -314,20 +364,23 @@ pub mod tests {
                 let rest = ["--protocol", protocol, "--short-side", "64", "--out", &path];
                 let args = with(bundle.path(), root.path(), &rest);
                 run(&args, true).unwrap();
+                let report = std::fs::read(out.path().join("report.json")).unwrap();
+                // What is in the folder is taken from there, to the same report.
                 run(&args, false).unwrap();
+                assert_eq!(std::fs::read(out.path().join("report.json")).unwrap(), report);
                 for i in 0..4 {
-                    let path = out.path().join(format!("box/{i:05}.png"));
+                    let path = out.path().join(format!("masks/box/{i:05}.png"));
                     let mask = LabelMap::read_png(&path).unwrap();
                     assert!(mask.data.iter().all(|&id| id < 2), "ids are stored as indices");
                     let file = std::io::BufReader::new(std::fs::File::open(&path).unwrap());
                     let reader = png::Decoder::new(file).read_info().unwrap();
                     assert_eq!(reader.info().palette.as_deref(), Some(PALETTE.as_flattened()));
                 }
-                let given = LabelMap::read_png(&out.path().join("box/00000.png")).unwrap();
+                let given = LabelMap::read_png(&out.path().join("masks/box/00000.png")).unwrap();
                 assert_eq!(given.data.iter().filter(|&&id| id == 1).count(), 4);
                 let scored = conceptseg::metrics::davis::score_folders(
                     &root.path().join("Annotations/480p/box"),
-                    &out.path().join("box"),
+                    &out.path().join("masks/box"),
                     None,
                     &|| (),
                 )
@@ -354,7 +407,7 @@ pub mod tests {
         let first =
             LabelMap::read_png(&root.path().join("Annotations/480p/box/00000.png")).unwrap();
         for i in 0..4 {
-            let written = out.path().join(format!("box/{i:05}.png"));
+            let written = out.path().join(format!("masks/box/{i:05}.png"));
             assert_eq!(LabelMap::read_png(&written).unwrap(), first);
         }
     }
@@ -386,7 +439,7 @@ pub mod tests {
         std::fs::write(&file, b"").unwrap();
         let root = dataset(3, 1);
         let message = refused(&still(root.path(), &file));
-        assert!(message.contains("cannot write to the folder"), "{message}");
+        assert!(message.contains("cannot make") && message.contains("file"), "{message}");
 
         let mut args = still(root.path(), out.path());
         args.method = MethodArgs { bundle: Some(out.path().join("nothing")), baseline: None };

@@ -1,7 +1,11 @@
 //! `conceptseg eval`: scores a bundle on data sets, through the same code that live streams use.
 
 mod carry;
+mod compare;
 mod davis;
+mod page;
+mod pictures;
+mod run;
 mod segmentation;
 mod setting;
 mod sweep;
@@ -31,6 +35,8 @@ pub enum Command {
     Folder(segmentation::FolderArgs),
     /// Purity of the concepts of the live path: how far the segments of each show one class.
     Concepts(segmentation::ConceptArgs),
+    /// Compare two reports on the same images or sequences: differences with their confidence.
+    Compare(compare::Args),
 }
 
 pub fn run(command: &Command, json: bool) -> Result<()> {
@@ -40,5 +46,6 @@ pub fn run(command: &Command, json: bool) -> Result<()> {
         Command::Camvid(args) => segmentation::camvid(args, json),
         Command::Folder(args) => segmentation::folder(args, json),
         Command::Concepts(args) => segmentation::concepts(args, json),
+        Command::Compare(args) => compare::run(args, json),
     }
 }

@@ -2,11 +2,11 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table};
 use conceptseg::backend::{BackendKind, BackendOptions};
@@ -15,19 +15,27 @@ use conceptseg::concepts::SegmentationConfig;
 use conceptseg::datasets::segmentation::{Classes, SegmentationDataset};
 use conceptseg::datasets::{camvid, voc};
 use conceptseg::embed::Model;
-use conceptseg::evaluate::classes::{self, Classifier, ClusterSettings, Resolution, SCALES};
+use conceptseg::evaluate::classes::{
+    self, Classifier, ClusterSettings, Predictor, Prototypes, Resolution, SCALES,
+};
 use conceptseg::evaluate::linear::LinearClassifier;
-use conceptseg::evaluate::purity;
+use conceptseg::evaluate::report::{ImageClasses, Report, Scores};
+use conceptseg::evaluate::run::{Inputs, hash_each, hash_files};
+use conceptseg::evaluate::{purity, units};
+use conceptseg::labels::LabelMap;
 use conceptseg::metrics::miou::MiouReport;
 use conceptseg::metrics::purity::PurityReport;
-use indicatif::{ProgressBar, ProgressStyle};
+use image::RgbImage;
 use serde_json::{Value, json};
 
+use super::page::{self, Section, Shown};
+use super::pictures;
+use super::run::{self, RunArgs, finish, progress_bar};
 use crate::davis::STYLE;
 
 /// The model and how it sees images.
 #[derive(Debug, clap::Args)]
-struct ModelArgs {
+pub(super) struct ModelArgs {
     /// Folder of the model bundle.
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
@@ -44,7 +52,7 @@ struct ModelArgs {
 
 /// How classes are decided.
 #[derive(Debug, clap::Args)]
-struct MethodArgs {
+pub(super) struct MethodArgs {
     /// Sides of the grid of blocks that clusters start as.
     #[arg(long, default_value_t = 5, value_name = "N")]
     grid: usize,
@@ -90,6 +98,8 @@ pub struct VocArgs {
     model: ModelArgs,
     #[command(flatten)]
     method: MethodArgs,
+    #[command(flatten)]
+    run: RunArgs,
     /// Folder of the data set: VOC2012, or one with `<split>/JPEGImages` and `lists/<split>.txt`.
     #[arg(long, value_name = "DIR")]
     root: PathBuf,
@@ -111,6 +121,8 @@ pub struct CamVidArgs {
     model: ModelArgs,
     #[command(flatten)]
     method: MethodArgs,
+    #[command(flatten)]
+    run: RunArgs,
     /// Folder with train, trainannot, and the folders of the split to score.
     #[arg(long, value_name = "DIR")]
     root: PathBuf,
@@ -129,6 +141,8 @@ pub struct FolderArgs {
     model: ModelArgs,
     #[command(flatten)]
     method: MethodArgs,
+    #[command(flatten)]
+    run: RunArgs,
     /// Folder of training images.
     #[arg(long, value_name = "DIR")]
     train_images: PathBuf,
@@ -218,7 +232,7 @@ pub fn voc(args: &VocArgs, json: bool) -> Result<()> {
         None => Some(open(voc::Split::Train, &args.train_list)?),
     };
     let val = open(voc::Split::Val, &args.val_list)?;
-    evaluate("PASCAL VOC", &args.model, &args.method, train.as_ref(), &val, json)
+    evaluate("voc", &args.model, &args.method, train.as_ref(), &val, &args.run, json)
 }
 
 pub fn camvid(args: &CamVidArgs, json: bool) -> Result<()> {
@@ -227,7 +241,7 @@ pub fn camvid(args: &CamVidArgs, json: bool) -> Result<()> {
         None => Some(camvid::open(&args.root, "train", args.limit)?),
     };
     let val = camvid::open(&args.root, &args.split, args.limit)?;
-    evaluate("CamVid", &args.model, &args.method, train.as_ref(), &val, json)
+    evaluate("camvid", &args.model, &args.method, train.as_ref(), &val, &args.run, json)
 }
 
 pub fn folder(args: &FolderArgs, json: bool) -> Result<()> {
@@ -240,16 +254,20 @@ pub fn folder(args: &FolderArgs, json: bool) -> Result<()> {
         None => Some(open(&args.train_images, &args.train_labels)?),
     };
     let val = open(&args.images, &args.labels)?;
-    evaluate("folder", &args.model, &args.method, train.as_ref(), &val, json)
+    evaluate("folder", &args.model, &args.method, train.as_ref(), &val, &args.run, json)
 }
 
+/// Images of which pictures are shown in the report.
+const SHOWN: usize = 8;
+
 /// Runs the protocol on an opened data set and prints the outcome.
-fn evaluate(
-    name: &str,
+pub(super) fn evaluate(
+    kind: &str,
     model_args: &ModelArgs,
     method: &MethodArgs,
     train: Option<&SegmentationDataset>,
     val: &SegmentationDataset,
+    run_args: &RunArgs,
     json: bool,
 ) -> Result<()> {
     let model = model_args.open()?;
@@ -259,49 +277,68 @@ fn evaluate(
         model_args.bundle.display()
     );
     let start = Instant::now();
+    let linear = method.linear.as_ref().map(|path| method.read_linear(path, &model, val));
+    let linear = linear.transpose()?;
+    let run = run_args.open(method.inputs(kind, model_args, &model, train, val)?)?;
     let short_side = model_args.short_side;
-    let clusters = method.clusters();
-    let mut description = model_args.describe(&model);
-    description["dataset"] = name.into();
-    let classifier = if let Some(train) = train {
-        let bar = progress_bar("prototypes", train.images.len())?;
-        let prototypes = classes::prototypes(&model, train, short_side, &clusters, &|| bar.inc(1))?;
-        bar.finish_and_clear();
-        ensure!(!prototypes.is_empty(), "all labels of the training images are void");
-        description["method"] = json!({
-            "kind": "nearest neighbours",
-            "train_images": train.images.len(),
-            "prototypes": prototypes.len(),
-            "neighbours": method.neighbours,
-            "grid": clusters.grid,
-            "rounds": clusters.rounds,
-            "clustered": match clusters.resolution {
-                Resolution::Pixels => "pixels",
-                Resolution::Grid => "embedding grid",
-            },
-        });
-        Classifier::Neighbours { prototypes, k: method.neighbours.into(), clusters }
-    } else {
-        let linear = method.read_linear(&model, val)?;
-        description["method"] = json!({ "kind": "linear" });
-        Classifier::Linear(linear)
+    let classifier = match (train, linear) {
+        (_, Some(linear)) => Classifier::Linear(linear),
+        (Some(train), None) => {
+            let clusters = method.clusters();
+            let stage = run.stage::<Prototypes>("prototypes", &units(train))?;
+            let bar = progress_bar("prototypes", "images", &stage)?;
+            classes::prototypes(&model, train, short_side, &clusters, &stage, &|| bar.inc(1))?;
+            bar.finish_and_clear();
+            let Some(found) = finish("prototypes", "images", stage) else { return Ok(()) };
+            let prototypes = Prototypes::join(found, model.bundle().manifest.embedder.dim);
+            ensure!(!prototypes.is_empty(), "all labels of the training images are void");
+            Classifier::Neighbours { prototypes, k: method.neighbours.into(), clusters }
+        }
+        (None, None) => anyhow::bail!("without a linear classifier, training images are needed"),
     };
     let scales: &[f64] = if method.multi_scale { &SCALES } else { &[1.0] };
-    description["method"]["scales"] = json!(scales);
-    description["method"]["mirrored"] = method.multi_scale.into();
-    let bar = progress_bar("scored", val.images.len())?;
-    let confusion = classes::score(&model, val, short_side, &classifier, scales, &|| bar.inc(1))?;
+    let stage = run.stage::<ImageClasses>("scores", &units(val))?;
+    let bar = progress_bar("scored", "images", &stage)?;
+    classes::score(&model, val, short_side, &classifier, scales, &stage, &|| bar.inc(1))?;
     bar.finish_and_clear();
-    let report = confusion.report();
+    let Some(images) = finish("scores", "images", stage) else { return Ok(()) };
+    let scores = Scores::Classes { classes: val.classes.names.clone(), images };
+    let counts = scores.miou(&vec![1; val.images.len()]).context("no image was counted")?;
+    let report = Report::new(run.inputs().clone(), scores);
+    if run.folder().is_some() {
+        let mut predictor = Predictor::new(&model, short_side, val.classes.count());
+        let shown = pictures::spread(val.images.len(), SHOWN)
+            .into_iter()
+            .map(|at| {
+                let one = &val.images[at];
+                let image = one.read_image()?;
+                let found = predictor.predict(&image, &classifier, scales)?;
+                shown(&one.name, &image, &one.read_labels()?, &found, &val.classes)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let captions = ["the image", "the truth, void white", "what was found"];
+        let section = Section::new("Images", page::pictures(&shown, captions));
+        run::write(&run, &report, vec![section])?;
+    }
     let seconds = start.elapsed().as_secs_f64();
     let mut out = std::io::stdout().lock();
     if json {
-        description["images"] = val.images.len().into();
-        description["seconds"] = seconds.into();
-        description["miou"] = miou_json(&report, &val.classes);
-        writeln!(out, "{description}")?;
+        let prototypes = match &classifier {
+            Classifier::Neighbours { prototypes, .. } => Some(prototypes.len()),
+            Classifier::Linear(_) => None,
+        };
+        let object = json!({
+            "inputs": report.inputs,
+            "figures": report.figures,
+            "images": val.images.len(),
+            "prototypes": prototypes,
+            "seconds": seconds,
+            "miou": miou_json(&counts, &val.classes),
+        });
+        writeln!(out, "{object}")?;
     } else {
-        write!(out, "{}", miou_table(&report, &val.classes))?;
+        write!(out, "{}", miou_table(&counts, &val.classes))?;
+        write!(out, "{}", run::figures_text(&report))?;
         writeln!(
             out,
             "{} images in {seconds:.1} s, network on {}",
@@ -312,12 +349,27 @@ fn evaluate(
     Ok(())
 }
 
+/// An image with its truth and what was found.
+fn shown(
+    name: &str,
+    image: &RgbImage,
+    truth: &LabelMap,
+    found: &LabelMap,
+    classes: &Classes,
+) -> Result<Shown> {
+    let background = (classes.names[0] == "background").then_some(0);
+    let draw = |labels| pictures::overlay(image, labels, background, classes.void);
+    let pictures =
+        [pictures::jpeg(image)?, pictures::jpeg(&draw(truth))?, pictures::jpeg(&draw(found))?];
+    Ok(Shown { name: name.to_owned(), pictures })
+}
+
 pub fn concepts(args: &ConceptArgs, json: bool) -> Result<()> {
     let set = args.open()?;
     let model = args.model.open()?;
     let start = Instant::now();
     let settings = SegmentationConfig { grid: args.grid, iterations: args.rounds };
-    let bar = progress_bar("labelled", set.images.len())?;
+    let bar = indicatif::ProgressBar::new(set.images.len() as u64);
     let (short_side, tick) = (args.model.short_side, || bar.inc(1));
     let counts = purity::count(&model, &set, short_side, &settings, args.min_area, &tick)?;
     bar.finish_and_clear();
@@ -325,7 +377,7 @@ pub fn concepts(args: &ConceptArgs, json: bool) -> Result<()> {
     let seconds = start.elapsed().as_secs_f64();
     let mut out = std::io::stdout().lock();
     if json {
-        let mut object = args.model.describe(&model);
+        let mut object = args.model.settings(&model);
         object["images"] = set.images.len().into();
         object["split"] = args.split.clone().into();
         object["grid"] = args.grid.into();
@@ -381,23 +433,72 @@ impl ModelArgs {
     }
 
     /// What a figure was reached with.
-    fn describe(&self, model: &Model) -> Value {
+    pub(super) fn settings(&self, model: &Model) -> Value {
         let manifest = &model.bundle().manifest;
         json!({
             "bundle": manifest.name,
-            "embedder_sha256": manifest.embedder.sha256,
-            "concepts_sha256": manifest.concepts.sha256,
-            "backend": model.backend_description(),
-            "version": env!("CARGO_PKG_VERSION"),
+            "backend": model.backend_name(),
             "input": match manifest.embedder.size {
                 SizeRule::Fixed([h, w]) => format!("{w}x{h}"),
                 SizeRule::Dynamic => format!("short side {}", self.short_side),
             },
         })
     }
+
+    /// `settings` with the hashes of the bundle's files.
+    pub(super) fn inputs(&self, kind: &str, model: &Model, settings: Value) -> Inputs {
+        let manifest = &model.bundle().manifest;
+        Inputs::new(kind, settings)
+            .with("embedder", manifest.embedder.sha256.clone())
+            .with("concepts", manifest.concepts.sha256.clone())
+    }
 }
 
 impl MethodArgs {
+    /// Everything that decides the figures.
+    fn inputs(
+        &self,
+        kind: &str,
+        model_args: &ModelArgs,
+        model: &Model,
+        train: Option<&SegmentationDataset>,
+        val: &SegmentationDataset,
+    ) -> Result<Inputs> {
+        let labels = |set: &SegmentationDataset| -> Result<String> {
+            let files: Vec<PathBuf> = set.images.iter().map(|i| i.labels.clone()).collect();
+            Ok(hash_each(&files)?)
+        };
+        let mut settings = model_args.settings(model);
+        settings["classes"] = val.classes.count().into();
+        settings["images"] = val.images.len().into();
+        let scales: &[f64] = if self.multi_scale { &SCALES } else { &[1.0] };
+        settings["scales"] = json!(scales);
+        settings["mirrored"] = self.multi_scale.into();
+        match (&self.linear, train) {
+            (None, Some(train)) => {
+                settings["method"] = "nearest neighbours".into();
+                settings["training images"] = train.images.len().into();
+                settings["neighbours"] = self.neighbours.into();
+                settings["grid"] = self.grid.into();
+                settings["rounds"] = self.rounds.into();
+                settings["clustered"] = match self.cluster {
+                    ClusterArg::Pixels => "pixels",
+                    ClusterArg::Grid => "embedding grid",
+                }
+                .into();
+            }
+            _ => settings["method"] = "linear".into(),
+        }
+        let mut inputs = model_args.inputs(kind, model, settings).with("annotations", labels(val)?);
+        if let (None, Some(train)) = (&self.linear, train) {
+            inputs = inputs.with("training annotations", labels(train)?);
+        }
+        if let Some(path) = &self.linear {
+            inputs = inputs.with("classifier", hash_files(std::slice::from_ref(path))?);
+        }
+        Ok(inputs)
+    }
+
     fn clusters(&self) -> ClusterSettings {
         ClusterSettings {
             grid: self.grid,
@@ -409,10 +510,13 @@ impl MethodArgs {
         }
     }
 
-    fn read_linear(&self, model: &Model, val: &SegmentationDataset) -> Result<LinearClassifier> {
-        // Only called where the option is given.
-        let path = self.linear.clone().unwrap_or_default();
-        let linear = LinearClassifier::read(&path)?;
+    fn read_linear(
+        &self,
+        path: &Path,
+        model: &Model,
+        val: &SegmentationDataset,
+    ) -> Result<LinearClassifier> {
+        let linear = LinearClassifier::read(path)?;
         let dim = model.bundle().manifest.embedder.dim;
         ensure!(
             (linear.classes, linear.dim) == (val.classes.count(), dim),
@@ -425,12 +529,6 @@ impl MethodArgs {
         );
         Ok(linear)
     }
-}
-
-/// A bar over images, hidden where standard error is not a terminal.
-fn progress_bar(what: &'static str, images: usize) -> Result<ProgressBar> {
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} images {eta}")?;
-    Ok(ProgressBar::new(images as u64).with_style(style).with_message(what))
 }
 
 fn miou_json(report: &MiouReport, classes: &Classes) -> Value {
@@ -503,11 +601,9 @@ fn purity_text(report: &PurityReport) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use clap::Parser;
     use conceptseg::bundle::{BundleWriter, Codebook};
-    use conceptseg::labels::LabelMap;
+    use conceptseg::evaluate::run::Stage;
 
     use super::*;
 
@@ -586,11 +682,17 @@ mod tests {
         let train = open(&args.train_images, &args.train_labels);
         let val = open(&args.images, &args.labels);
         let clusters = args.method.clusters();
-        let prototypes = classes::prototypes(&model, &train, 64, &clusters, &|| ()).unwrap();
+        let stage = Stage::in_memory(&units(&train));
+        classes::prototypes(&model, &train, 64, &clusters, &stage, &|| ()).unwrap();
+        let prototypes = Prototypes::join(stage.finish().unwrap(), 32);
         let classifier =
             Classifier::Neighbours { prototypes, k: args.method.neighbours.into(), clusters };
         let scales: &[f64] = if args.method.multi_scale { &SCALES } else { &[1.0] };
-        classes::score(&model, &val, 64, &classifier, scales, &|| ()).unwrap().report()
+        let stage = Stage::in_memory(&units(&val));
+        classes::score(&model, &val, 64, &classifier, scales, &stage, &|| ()).unwrap();
+        let images = stage.finish().unwrap();
+        let scores = Scores::Classes { classes: classes.names, images };
+        scores.miou(&vec![1; val.images.len()]).unwrap()
     }
 
     #[test]
