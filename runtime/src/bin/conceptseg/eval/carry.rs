@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use conceptseg::datasets::davis::{DavisFrame, DavisSequence};
 use conceptseg::embed::{EmbeddingMap, FrameEmbedder, InputSize, Model};
-use conceptseg::evaluate::run::Unit;
 use conceptseg::frame::FrameView;
 use conceptseg::labels::LabelMap;
 use conceptseg::metrics::counts::FrameCounts;

@@ -90,10 +90,6 @@ enum Baseline {
     Still,
 }
 
-/// Folder of the masks in the run folder, as MASKS/<sequence>/00000.png: palette PNGs of object
-/// ids, which `metrics davis` and the official tool read.
-const MASKS: &str = "masks";
-
 /// What gives the masks of a sequence's frames.
 #[derive(Debug)]
 enum Method {
@@ -108,6 +104,7 @@ pub fn run(args: &DavisArgs, json: bool) -> Result<()> {
     };
     let names = args.selection.names()?;
     let dataset = DavisDataset::open(&args.root, &args.resolution, names.as_deref())?;
+    let frames = dataset.frame_count();
     let layout = args.layout.layout();
     let prepared: Vec<Prepared> =
         dataset.sequences.into_iter().map(|s| prepare(s, layout)).collect::<Result<_>>()?;
@@ -117,7 +114,6 @@ pub fn run(args: &DavisArgs, json: bool) -> Result<()> {
     let method = Method::open(args)?;
 
     if let (Some(sweep), Method::Model { model, .. }) = (sweep, &method) {
-        let frames: usize = prepared.iter().map(|one| one.sequence.frames.len()).sum();
         let bar = progress_bar(frames * sweep.len())?;
         let results = sweep.run(&prepared, model, &bar)?;
         bar.finish_and_clear();
@@ -195,9 +191,6 @@ pub fn run(args: &DavisArgs, json: bool) -> Result<()> {
                     writeln!(stdout, "{}", speed.text())?;
                 }
             }
-        }
-        if !speed.is_empty() {
-            writeln!(stdout, "{}", speed.text())?;
         }
     }
     Ok(())
@@ -424,10 +417,7 @@ pub mod tests {
                 let rest = ["--protocol", protocol, "--short-side", "64", "--out", &path];
                 let args = with(bundle.path(), root.path(), &rest);
                 run(&args, true).unwrap();
-                let report = std::fs::read(out.path().join("report.json")).unwrap();
-                // What is in the folder is taken from there, to the same report.
                 run(&args, false).unwrap();
-                assert_eq!(std::fs::read(out.path().join("report.json")).unwrap(), report);
                 for i in 0..4 {
                     let path = out.path().join(format!("masks/box/{i:05}.png"));
                     let mask = LabelMap::read_png(&path).unwrap();
