@@ -151,9 +151,10 @@ pub fn score(
         |predictor, one, image, labels| {
             let prediction = predictor.predict(image, classifier, scales)?;
             let mut confusion = Confusion::new(count, Some(set.classes.void));
-            confusion
-                .add(labels, &prediction)
-                .map_err(|source| EvaluateError::Score { path: one.labels.clone(), source })?;
+            confusion.add(labels, &prediction).map_err(|source| EvaluateError::Score {
+                path: one.labels.path().to_owned(),
+                source,
+            })?;
             Ok(ImageClasses { name: one.name.clone(), pixels: confusion.pairs() })
         },
         tick,
@@ -188,7 +189,7 @@ impl Predictor {
         scales: &[f64],
     ) -> Result<LabelMap, EvaluateError> {
         if let Classifier::Neighbours { clusters, .. } = classifier {
-            clusters.check(&self.embedder.model)?;
+            clusters.check(self.embedder.frames.model())?;
         }
         match (scales, classifier.windows()) {
             ([1.0], None) => self.single(image, classifier),

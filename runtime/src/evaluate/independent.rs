@@ -167,7 +167,7 @@ fn segments_and_purity_are_those_of_scikit_image() {
         let labels = LabelMap { width: w, height: h, data: data.collect() };
         let ids = IdMap { width: w, height: h, data: concepts };
         for segment in segments(&ids, &labels, 255) {
-            counts.add_class(segment.id.into(), segment.class.map(usize::from));
+            counts.add_segment(segment.id.into(), segment.class.map(usize::from));
         }
     }
     let report = counts.report(1);

@@ -1,17 +1,17 @@
 //! Evaluation of a model on labelled images: joins data sets, model and metrics.
 //!
 //! [`classes`] scores how well embeddings tell classes apart (nearest neighbours among
-//! prototypes of labelled images, or a linear classifier); [`purity`] scores the concepts that
-//! the live path gives. Images are worked on in parallel; results do not depend on the number
+//! prototypes of labelled images, or a linear classifier); [`concepts`] tells what the
+//! concepts that the live path gives show. Images are worked on in parallel; results do not depend on the number
 //! of threads.
 
 pub mod classes;
 mod clusters;
+pub mod concepts;
 #[cfg(test)]
 mod independent;
 pub mod linear;
 pub mod neighbours;
-pub mod purity;
 pub mod report;
 mod resample;
 pub mod run;
@@ -26,11 +26,10 @@ use serde::Serialize;
 
 use crate::concepts::ConceptError;
 use crate::datasets::segmentation::{LabelledImage, SegmentationDataset, SegmentationError};
-use crate::embed::{EmbedError, EmbeddingMap, Model};
-use crate::frame::{FrameError, FrameView, Normalization, Preprocessor};
+use crate::embed::{EmbedError, EmbeddingMap, FrameEmbedder, InputSize, Model};
+use crate::frame::{FrameError, FrameView};
 use crate::labels::LabelMap;
 use crate::metrics::miou::MiouError;
-use crate::stream::input_size;
 use run::{Stage, Unit};
 
 /// Why an evaluation stopped.
@@ -70,6 +69,17 @@ pub enum EvaluateError {
         /// The allowed values.
         allowed: &'static str,
     },
+    /// The record of an image does not belong to the others.
+    #[error("the record of the image {image} cannot be used: {what}")]
+    Record {
+        /// Name of the image.
+        image: String,
+        /// What is wrong, as a sentence.
+        what: String,
+    },
+    /// A picture could not be drawn.
+    #[error("cannot draw a picture of the figures: {0}")]
+    Plot(String),
     /// A classifier cannot be used.
     #[error("{path}: {what}")]
     Classifier {
@@ -83,43 +93,27 @@ pub enum EvaluateError {
 /// Embeds still images as a stream embeds its frames; keeps its scratch.
 #[derive(Debug)]
 pub struct Embedder {
-    model: Arc<Model>,
-    preprocessor: Preprocessor,
+    frames: FrameEmbedder,
     short_side: u32,
-    input: Vec<f32>,
-    output: Vec<f32>,
-    map: EmbeddingMap,
 }
 
 impl Embedder {
     /// For images brought to `short_side` pixels; bundles of a fixed size ignore that.
     pub fn new(model: &Arc<Model>, short_side: u32) -> Self {
-        let entry = &model.bundle().manifest.input;
-        Self {
-            preprocessor: Preprocessor::new(Normalization { mean: entry.mean, std: entry.std }),
-            model: Arc::clone(model),
-            short_side,
-            input: Vec::new(),
-            output: Vec::new(),
-            map: EmbeddingMap::default(),
-        }
+        Self { frames: FrameEmbedder::new(model), short_side }
     }
 
     /// The embeddings of `image`, seen at `scale` times the short side.
     pub fn embed(&mut self, image: &RgbImage, scale: f64) -> Result<&EmbeddingMap, EvaluateError> {
-        let (w, h) = self.prepare(image, scale)?;
-        self.model.embed(&self.input, w, h, &mut self.output, &mut self.map)?;
-        Ok(&self.map)
+        self.prepare(image, scale)?;
+        Ok(self.frames.embed()?)
     }
 
-    /// Brings `image` to the network's input and gives its width and height.
-    fn prepare(&mut self, image: &RgbImage, scale: f64) -> Result<(usize, usize), EvaluateError> {
-        let (width, height) = image.dimensions();
+    /// Brings `image` to the network's input.
+    fn prepare(&mut self, image: &RgbImage, scale: f64) -> Result<(), EvaluateError> {
         let short_side = (f64::from(self.short_side) * scale).round() as u32;
-        let (w, h) = input_size(&self.model, width, height, short_side);
-        let view = FrameView::rgb(width, height, image.as_raw())?;
-        self.preprocessor.run(&view, w, h, &mut self.input)?;
-        Ok((w as usize, h as usize))
+        let view = FrameView::rgb(image.width(), image.height(), image.as_raw())?;
+        Ok(self.frames.prepare(&view, InputSize::ShortSide(short_side))?)
     }
 }
 
@@ -143,11 +137,9 @@ fn for_each_image<T, R: Serialize + Send>(
     })
 }
 
-/// The images of a data set as units of a run.
+/// The images of a data set as units of a run. A file of annotations of many images belongs to
+/// the inputs of the run ([`SegmentationDataset::label_files`]).
 pub fn units(set: &SegmentationDataset) -> Vec<Unit> {
-    let unit = |one: &LabelledImage| Unit {
-        name: one.name.clone(),
-        files: vec![one.image.clone(), one.labels.clone()],
-    };
+    let unit = |one: &LabelledImage| Unit { name: one.name.clone(), files: one.files() };
     set.images.iter().map(unit).collect()
 }

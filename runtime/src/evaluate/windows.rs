@@ -99,15 +99,15 @@ impl Embedder {
         windows: &Windows,
         mut each: impl FnMut((usize, usize), Window, &EmbeddingMap),
     ) -> Result<(usize, usize), EvaluateError> {
-        let (width, height) = self.prepare(image, scale)?;
+        self.prepare(image, scale)?;
+        let (width, height) = self.frames.input().1;
         let side = windows.size;
         let mut input = Vec::new();
         for window in windows.of(width, height) {
-            cut(&self.input, (width, height), window, side, &mut input);
-            self.model.embed(&input, side, side, &mut self.output, &mut self.map)?;
-            let stride = self.map.stride;
-            trim(&mut self.map, window.height / stride, window.width / stride);
-            each((width, height), window, &self.map);
+            cut(self.frames.input().0, (width, height), window, side, &mut input);
+            let map = self.frames.embed_input(&input, (side, side))?;
+            trim(map, window.height / map.stride, window.width / map.stride);
+            each((width, height), window, map);
         }
         Ok((width, height))
     }
@@ -295,13 +295,13 @@ mod tests {
         for channel in 0..3 {
             for row in 0..side.min(height - y) {
                 for column in 0..side.min(width - x) {
-                    input[(channel * side + row) * side + column] =
-                        embedder.input[(channel * height + y + row) * width + x + column];
+                    input[(channel * side + row) * side + column] = embedder.frames.input().0
+                        [(channel * height + y + row) * width + x + column];
                 }
             }
         }
         let (mut scratch, mut map) = (Vec::new(), EmbeddingMap::default());
-        embedder.model.embed(&input, side, side, &mut scratch, &mut map).unwrap();
+        embedder.frames.model().embed(&input, side, side, &mut scratch, &mut map).unwrap();
         let mut cells = Vec::new();
         for row in 0..map.height {
             for column in 0..map.width {

@@ -204,7 +204,7 @@ impl ResultFiles {
         let highest = found.iter().flatten().map(|s| usize::from(s.id) + 1).max().unwrap_or(0);
         let mut counts = PurityCounts::new(rules.concepts.unwrap_or(highest), rules.classes);
         for segment in found.iter().flatten() {
-            counts.add_class(usize::from(segment.id), segment.class.map(usize::from));
+            counts.add_segment(usize::from(segment.id), segment.class.map(usize::from));
         }
         Ok(counts)
     }

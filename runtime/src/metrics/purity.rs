@@ -46,6 +46,13 @@ pub struct PurityReport {
     pub per_concept: Vec<ConceptPurity>,
 }
 
+/// The class of a segment with that many pixels of each: the most frequent one, of equal ones
+/// the lowest; none where no pixel is labelled.
+pub fn majority(pixels: &[u64]) -> Option<usize> {
+    // `max_by_key` gives the last of equal ones, hence the reversed order.
+    (0..pixels.len()).rev().max_by_key(|&c| pixels[c]).filter(|&c| pixels[c] > 0)
+}
+
 /// One scored concept.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct ConceptPurity {
@@ -67,11 +74,11 @@ impl PurityCounts {
 
     /// Adds a segment of `concept` whose labelled pixels are `pixels`, one number for each class.
     pub fn add(&mut self, concept: usize, pixels: &[u64]) {
-        self.add_class(concept, majority(&pixels[..self.classes]));
+        self.add_segment(concept, majority(&pixels[..self.classes]));
     }
 
-    /// Adds a segment of `concept` whose class is known; `None` for one without labelled pixels.
-    pub fn add_class(&mut self, concept: usize, class: Option<usize>) {
+    /// Adds a segment of `concept` whose class is known, or that has no labelled pixel.
+    pub fn add_segment(&mut self, concept: usize, class: Option<usize>) {
         match class {
             Some(class) => self.counts[concept * self.classes + class] += 1,
             None => self.unlabelled += 1,
@@ -129,12 +136,6 @@ impl PurityCounts {
             per_concept,
         }
     }
-}
-
-/// The most frequent class, of equal ones the lowest; `None` without any pixel.
-fn majority(pixels: &[u64]) -> Option<usize> {
-    // `max_by_key` gives the last of equal ones, hence the reversed order.
-    (0..pixels.len()).rev().max_by_key(|&c| pixels[c]).filter(|&c| pixels[c] > 0)
 }
 
 /// A 4-connected area of one id.

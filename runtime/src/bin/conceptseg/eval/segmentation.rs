@@ -1,4 +1,5 @@
-//! `conceptseg eval voc | camvid | folder | concepts`: classes and concepts of still images.
+//! `conceptseg eval voc | camvid | folder`: classes of still images. `eval coco` shares its
+//! arguments and its protocol.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,6 @@ use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 use conceptseg::backend::{BackendKind, BackendOptions};
 use conceptseg::bundle::SizeRule;
-use conceptseg::concepts::SegmentationConfig;
 use conceptseg::datasets::segmentation::{Classes, SegmentationDataset};
 use conceptseg::datasets::{camvid, voc};
 use conceptseg::embed::Model;
@@ -19,8 +19,8 @@ use conceptseg::evaluate::classes::{
 use conceptseg::evaluate::linear::LinearClassifier;
 use conceptseg::evaluate::report::{ImageClasses, Report, Scores};
 use conceptseg::evaluate::run::{Inputs, hash_each, hash_files};
+use conceptseg::evaluate::units;
 use conceptseg::evaluate::windows::Windows;
-use conceptseg::evaluate::{purity, units};
 use conceptseg::labels::LabelMap;
 use image::RgbImage;
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use super::page::{self, Section, Shown};
 use super::pictures;
 use super::run::{self, RunArgs, finish, progress_bar};
-use crate::scores::{miou_json, miou_table, purity_json, purity_text};
+use crate::scores::{miou_json, miou_table};
 
 /// The model and how it sees images.
 #[derive(Debug, clap::Args)]
@@ -44,7 +44,7 @@ pub(super) struct ModelArgs {
     threads: usize,
     /// Short side of the network's input in pixels; bundles of a fixed size ignore it.
     #[arg(long, default_value_t = 336, value_parser = clap::value_parser!(u32).range(32..=4096))]
-    short_side: u32,
+    pub(super) short_side: u32,
 }
 
 /// How classes are decided.
@@ -76,7 +76,7 @@ pub(super) struct MethodArgs {
         value_name = "FILE",
         conflicts_with_all = ["grid", "rounds", "cluster", "protocol", "neighbours"]
     )]
-    linear: Option<PathBuf>,
+    pub(super) linear: Option<PathBuf>,
     /// Sum votes over the scales 0.5, 0.75, … 1.75, each also mirrored.
     #[arg(long)]
     multi_scale: bool,
@@ -180,56 +180,6 @@ struct ClassArgs {
     /// The label of pixels that do not count.
     #[arg(long, default_value_t = 255, value_name = "ID")]
     void: u8,
-}
-
-/// Concepts.
-#[derive(Debug, clap::Args)]
-pub struct ConceptArgs {
-    #[command(flatten)]
-    model: ModelArgs,
-    /// Which kind of data set ROOT is.
-    #[arg(long, value_enum)]
-    data: DataArg,
-    /// Folder of the data set; of a folder data set, that with images and labels.
-    #[arg(long, value_name = "DIR")]
-    root: PathBuf,
-    /// The split: train or val (of a folder data set: its folders are images and labels).
-    #[arg(long, default_value = "val")]
-    split: String,
-    /// List of the images instead of the data set's own (VOC).
-    #[arg(long, value_name = "FILE")]
-    list: Option<PathBuf>,
-    /// Class names of a folder data set, one a line.
-    #[arg(long, value_name = "FILE", required_if_eq("data", "folder"))]
-    classes: Option<PathBuf>,
-    /// The label of pixels that do not count in a folder data set.
-    #[arg(long, default_value_t = 255, value_name = "ID")]
-    void: u8,
-    /// At most that many images, evenly spread over the list.
-    #[arg(long, value_name = "N")]
-    limit: Option<usize>,
-    /// Sides of the grid of blocks that clusters start as.
-    #[arg(long, default_value_t = 5, value_name = "N")]
-    grid: usize,
-    /// Rounds of k-means.
-    #[arg(long, default_value_t = 50, value_name = "N")]
-    rounds: usize,
-    /// Segments of fewer pixels are left out.
-    #[arg(long, default_value_t = 0, value_name = "PIXELS")]
-    min_area: u32,
-    /// Concepts with fewer labelled segments are not scored.
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    min_segments: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum DataArg {
-    /// PASCAL VOC.
-    Voc,
-    /// `CamVid`.
-    Camvid,
-    /// ROOT/images and ROOT/labels.
-    Folder,
 }
 
 pub fn voc(args: &VocArgs, json: bool) -> Result<()> {
@@ -373,66 +323,8 @@ fn shown(
     Ok(Shown { name: name.to_owned(), pictures })
 }
 
-pub fn concepts(args: &ConceptArgs, json: bool) -> Result<()> {
-    let set = args.open()?;
-    let model = args.model.open()?;
-    let start = Instant::now();
-    let settings = SegmentationConfig { grid: args.grid, iterations: args.rounds };
-    let bar = indicatif::ProgressBar::new(set.images.len() as u64);
-    let (short_side, tick) = (args.model.short_side, || bar.inc(1));
-    let counts = purity::count(&model, &set, short_side, &settings, args.min_area, &tick)?;
-    bar.finish_and_clear();
-    let report = counts.report(args.min_segments);
-    let seconds = start.elapsed().as_secs_f64();
-    let mut out = std::io::stdout().lock();
-    if json {
-        let mut object = args.model.settings(&model);
-        object["images"] = set.images.len().into();
-        object["split"] = args.split.clone().into();
-        object["grid"] = args.grid.into();
-        object["rounds"] = args.rounds.into();
-        object["min_area"] = args.min_area.into();
-        object["min_segments"] = args.min_segments.into();
-        object["seconds"] = seconds.into();
-        object["purity"] = purity_json(&report, &set.classes)?;
-        writeln!(out, "{object}")?;
-    } else {
-        write!(out, "{}", purity_text(&report))?;
-        writeln!(
-            out,
-            "{} images in {seconds:.1} s, network on {}",
-            set.images.len(),
-            model.backend_description()
-        )?;
-    }
-    Ok(())
-}
-
-impl ConceptArgs {
-    fn open(&self) -> Result<SegmentationDataset> {
-        let (root, limit) = (&self.root, self.limit);
-        Ok(match self.data {
-            DataArg::Voc => {
-                let split = match self.split.as_str() {
-                    "train" => voc::Split::Train,
-                    "val" => voc::Split::Val,
-                    other => anyhow::bail!("VOC has no split {other}; use train or val"),
-                };
-                voc::open(root, split, self.list.as_deref(), limit)?
-            }
-            DataArg::Camvid => camvid::open(root, &self.split, limit)?,
-            DataArg::Folder => {
-                // The option is required for this kind.
-                let classes = Classes::read(self.classes.as_deref().unwrap_or(root), self.void)?;
-                let (images, labels) = (root.join("images"), root.join("labels"));
-                SegmentationDataset::open_folders(&images, &labels, classes, limit)?
-            }
-        })
-    }
-}
-
 impl ModelArgs {
-    fn open(&self) -> Result<Arc<Model>> {
+    pub(super) fn open(&self) -> Result<Arc<Model>> {
         let options = BackendOptions { kind: self.backend, threads: self.threads };
         Ok(Model::open(&self.bundle, &options)?)
     }
@@ -469,10 +361,8 @@ impl MethodArgs {
         train: Option<&SegmentationDataset>,
         val: &SegmentationDataset,
     ) -> Result<Inputs> {
-        let labels = |set: &SegmentationDataset| -> Result<String> {
-            let files: Vec<PathBuf> = set.images.iter().map(|i| i.labels.clone()).collect();
-            Ok(hash_each(&files)?)
-        };
+        let labels =
+            |set: &SegmentationDataset| -> Result<String> { Ok(hash_each(&set.label_files())?) };
         let mut settings = model_args.settings(model);
         settings["classes"] = val.classes.count().into();
         settings["images"] = val.images.len().into();
@@ -544,7 +434,7 @@ impl MethodArgs {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use clap::Parser;
     use conceptseg::bundle::{BundleWriter, Codebook};
     use conceptseg::evaluate::run::Stage;
@@ -558,12 +448,12 @@ mod tests {
         args: T,
     }
 
-    fn parse<T: clap::Args>(line: &[&str]) -> T {
+    pub(in crate::eval) fn parse<T: clap::Args>(line: &[&str]) -> T {
         Cli::<T>::parse_from([&["eval"], line].concat()).args
     }
 
     /// Red images of one class and blue ones of another, left column void; a tiny bundle.
-    fn fixture() -> tempfile::TempDir {
+    pub(in crate::eval) fn fixture() -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for split in ["train", "val"] {
             for kind in ["images", "labels"] {
@@ -673,34 +563,5 @@ mod tests {
         std::fs::remove_dir_all(root.path().join("train")).unwrap();
         folder(&args, true).unwrap();
         folder(&folder_args(root.path(), &["--linear", &given, "--multi-scale"]), true).unwrap();
-    }
-
-    #[test]
-    fn concepts_of_labelled_images_are_counted() {
-        let root = fixture();
-        let path = |name: &str| root.path().join(name).display().to_string();
-        let (bundle, data, classes) = (path("bundle"), path("val"), path("classes.txt"));
-        let args: ConceptArgs = parse(&[
-            "--bundle",
-            &bundle,
-            "--data",
-            "folder",
-            "--root",
-            &data,
-            "--classes",
-            &classes,
-            "--backend",
-            "rten",
-            "--short-side",
-            "64",
-        ]);
-        concepts(&args, true).unwrap();
-        concepts(&args, false).unwrap();
-        let set = args.open().unwrap();
-        let settings = SegmentationConfig::default();
-        let model = args.model.open().unwrap();
-        let counts = purity::count(&model, &set, 64, &settings, 0, &|| ()).unwrap();
-        let report = counts.report(1);
-        assert!(report.segments >= 6 && report.used >= 1);
     }
 }
