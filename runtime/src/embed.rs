@@ -1,5 +1,9 @@
 //! From network input to embeddings: the model, shared by all streams.
 
+mod frame;
+
+pub use frame::{FrameEmbedder, InputSize};
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

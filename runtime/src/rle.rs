@@ -102,31 +102,50 @@ impl Rle {
     /// [`RleError`] when the text is damaged, or too large to be believed.
     pub fn decode(&self) -> Result<Vec<bool>, RleError> {
         let [height, width] = self.size;
-        if width > MAX_SIDE || height > MAX_SIDE {
-            return Err(RleError::TooLarge { width, height });
-        }
+        let runs = text_runs(&self.counts, self.size)?;
         let (w, h) = (width as usize, height as usize);
-        let expected = w as u64 * h as u64;
-        let length_error = |found| RleError::Length { found, expected, width, height };
-
         let mut mask = vec![false; w * h];
-        let (mut position, mut inside) = (0u64, false);
-        for count in read_counts(&self.counts)? {
-            let count = u64::try_from(count).map_err(|_| length_error(position))?;
-            let end = position.saturating_add(count);
-            if end > expected {
-                return Err(length_error(end));
-            }
+        let (mut position, mut inside) = (0, false);
+        for run in runs {
+            let end = position + run as usize;
             if inside {
-                for p in position as usize..end as usize {
+                for p in position..end {
                     mask[(p % h) * w + p / h] = true;
                 }
             }
             position = end;
             inside = !inside;
         }
-        if position == expected { Ok(mask) } else { Err(length_error(position)) }
+        Ok(mask)
     }
+}
+
+/// The run lengths of a text for a mask of `[height, width]`, column by column, background
+/// first; they cover all of it.
+pub(crate) fn text_runs(text: &str, size: [u32; 2]) -> Result<Vec<u32>, RleError> {
+    checked_runs(&read_counts(text)?, size)
+}
+
+/// Run lengths that cover a mask of `[height, width]`, which is not larger than [`MAX_SIDE`].
+pub(crate) fn checked_runs(runs: &[i64], size: [u32; 2]) -> Result<Vec<u32>, RleError> {
+    let [height, width] = size;
+    if width > MAX_SIDE || height > MAX_SIDE {
+        return Err(RleError::TooLarge { width, height });
+    }
+    let expected = u64::from(width) * u64::from(height);
+    let length_error = |found| RleError::Length { found, expected, width, height };
+    let mut covered = 0u64;
+    let mut checked = Vec::with_capacity(runs.len());
+    for &run in runs {
+        let run = u64::try_from(run).map_err(|_| length_error(covered))?;
+        covered = covered.saturating_add(run);
+        if covered > expected {
+            return Err(length_error(covered));
+        }
+        // At most the pixels of the largest mask, 2^28.
+        checked.push(run as u32);
+    }
+    if covered == expected { Ok(checked) } else { Err(length_error(covered)) }
 }
 
 /// Turns run lengths into text as they come.

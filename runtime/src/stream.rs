@@ -7,10 +7,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::bundle::SizeRule;
 use crate::concepts::{ConceptError, ConceptLabeler, ConceptMap, SegmentationConfig};
-use crate::embed::{EmbedError, EmbeddingMap, Model};
-use crate::frame::{FrameError, FrameView, Normalization, Preprocessor, network_size};
+use crate::embed::{EmbedError, FrameEmbedder, InputSize, Model};
+use crate::frame::{FrameError, FrameView};
 use crate::labels::LabelMap;
 use crate::propagate::{MaskMap, PropagateError, PropagationConfig, Propagator};
 
@@ -48,7 +47,8 @@ pub enum StreamError {
 /// Settings of a stream.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StreamConfig {
-    /// Short side of the network's input in pixels; see [`network_size`]. Larger finds smaller
+    /// Short side of the network's input in pixels; see
+    /// [`InputSize::ShortSide`]. Larger finds smaller
     /// things and costs more. Bundles of a fixed size ignore it.
     pub short_side: u32,
     /// Whether frames are labelled with concepts.
@@ -104,43 +104,33 @@ pub struct FrameResult {
 /// Everything one stream keeps: settings, scratch memory, and the context of its masks.
 #[derive(Debug)]
 pub struct StreamState {
-    model: Arc<Model>,
     config: StreamConfig,
-    preprocessor: Preprocessor,
+    embedder: FrameEmbedder,
     labeler: ConceptLabeler,
     propagator: Propagator,
     /// A mask that waits for the next frame.
     given: Option<LabelMap>,
     frames: u64,
-    input: Vec<f32>,
-    output: Vec<f32>,
-    embedding: EmbeddingMap,
     result: FrameResult,
 }
 
 impl StreamState {
     /// The state before the first frame.
     pub fn new(model: Arc<Model>, config: StreamConfig) -> Self {
-        let entry = &model.bundle().manifest.input;
-        let preprocessor = Preprocessor::new(Normalization { mean: entry.mean, std: entry.std });
         Self {
-            preprocessor,
+            embedder: FrameEmbedder::new(&model),
             labeler: ConceptLabeler::new(),
             propagator: Propagator::new(config.propagation.clone()),
             given: None,
             frames: 0,
-            input: Vec::new(),
-            output: Vec::new(),
-            embedding: EmbeddingMap::default(),
             result: FrameResult::default(),
-            model,
             config,
         }
     }
 
     /// The model.
     pub fn model(&self) -> &Arc<Model> {
-        &self.model
+        self.embedder.model()
     }
 
     /// Gives the instance masks of the next frame, from which they are carried on. The mask must
@@ -177,18 +167,17 @@ impl StreamState {
         }
 
         let mut clock = Clock::start();
-        let (w, h) = self.input_size(width, height);
-        self.preprocessor.run(frame, w, h, &mut self.input)?;
+        self.embedder.prepare(frame, InputSize::ShortSide(self.config.short_side))?;
         self.result.times.preprocess = clock.lap();
 
-        let (w, h) = (w as usize, h as usize);
-        self.model.embed(&self.input, w, h, &mut self.output, &mut self.embedding)?;
+        self.embedder.embed()?;
         self.result.times.network = clock.lap();
 
         if self.config.concepts {
             let out = self.result.concepts.get_or_insert_default();
-            let (codebook, config) = (self.model.codebook(), &self.config.segmentation);
-            self.labeler.label(&self.embedding, codebook, config, width, height, out)?;
+            let (embedding, codebook) = (self.embedder.map(), self.embedder.model().codebook());
+            let config = &self.config.segmentation;
+            self.labeler.label(embedding, codebook, config, width, height, out)?;
             self.result.times.concepts = clock.lap();
         }
 
@@ -212,7 +201,7 @@ impl StreamState {
             return self.start(&mask);
         }
         let masks = self.result.masks.get_or_insert_default();
-        match self.propagator.step(&self.embedding, width, height, masks) {
+        match self.propagator.step(self.embedder.map(), width, height, masks) {
             Ok(()) => Ok(()),
             Err(PropagateError::Grid { .. }) => {
                 let last = LabelMap {
@@ -239,31 +228,9 @@ impl StreamState {
     }
 
     fn start(&mut self, mask: &LabelMap) -> Result<(), StreamError> {
-        self.propagator.start(&self.embedding, mask)?;
+        self.propagator.start(self.embedder.map(), mask)?;
         self.result.masks.get_or_insert_default().set_given(mask);
         Ok(())
-    }
-
-    /// Width and height of the network's input for a frame.
-    fn input_size(&self, width: u32, height: u32) -> (u32, u32) {
-        input_size(&self.model, width, height, self.config.short_side)
-    }
-}
-
-/// Width and height of the network's input for a frame that is brought to `short_side`; bundles
-/// of a fixed size ignore that.
-pub(crate) fn input_size(model: &Model, width: u32, height: u32, short_side: u32) -> (u32, u32) {
-    let entry = &model.bundle().manifest.embedder;
-    match entry.size {
-        SizeRule::Fixed([h, w]) => (w, h),
-        SizeRule::Dynamic => {
-            // The short side is a multiple of the stride too, not only of 8. The long side is one
-            // of 64, which every usual stride divides.
-            let stride = u32::try_from(entry.stride).unwrap_or(u32::MAX).max(1);
-            let steps = short_side.saturating_add(stride / 2) / stride;
-            let short = steps.max(1).saturating_mul(stride);
-            network_size(width, height, short)
-        }
     }
 }
 
@@ -287,7 +254,7 @@ impl Clock {
 mod tests {
     use super::*;
     use crate::backend::{BackendKind, BackendOptions};
-    use crate::bundle::{BundleWriter, Codebook};
+    use crate::bundle::{BundleWriter, Codebook, SizeRule};
     use std::path::Path;
 
     const WIDTH: u32 = 256;
@@ -440,7 +407,8 @@ mod tests {
         let mut stream = StreamState::new(model(SizeRule::Fixed([64, 96])), small());
         let (rgb, _) = picture(WIDTH, HEIGHT, 0);
         stream.process(&FrameView::rgb(WIDTH, HEIGHT, &rgb).unwrap()).unwrap();
-        assert_eq!((stream.embedding.width, stream.embedding.height), (12, 8));
+        let map = stream.embedder.map();
+        assert_eq!((map.width, map.height), (12, 8));
     }
 
     #[test]
@@ -452,8 +420,7 @@ mod tests {
         let held = |stream: &StreamState| {
             let (concepts, masks) =
                 (stream.result.concepts.as_ref().unwrap(), stream.result.masks.as_ref().unwrap());
-            let floats =
-                [stream.input.as_ptr(), stream.output.as_ptr(), stream.embedding.data.as_ptr()];
+            let floats = stream.embedder.buffers();
             let memory = stream.propagator.memory_bytes();
             (
                 floats,

@@ -62,6 +62,16 @@ pub enum DatasetError {
         /// The names there are.
         available: String,
     },
+    /// A list names a sequence twice.
+    #[error("{path}, line {line}: the sequence {name:?} was named before; name each sequence once")]
+    Repeated {
+        /// The list.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The sequence.
+        name: String,
+    },
     /// A frame has no annotation.
     #[error(
         "the annotation {path} is missing; add it or leave the sequence out by naming the \
@@ -197,6 +207,10 @@ pub fn select(
 /// The sequence names of an `ImageSets` list: one name per line (2017), or one
 /// `/JPEGImages/480p/<sequence>/00000.jpg /Annotations/…` pair per line (2016). Each name
 /// once, in the order of the file; empty lines are skipped.
+///
+/// # Errors
+/// [`DatasetError::Repeated`] for a name or a frame that comes twice, and for two folders of the
+/// same name, whose figures could not be told apart; [`DatasetError::Io`].
 pub fn read_list(path: &Path) -> Result<Vec<String>, DatasetError> {
     let io_error = |source| DatasetError::Io { path: path.to_owned(), source };
     let bytes = std::fs::metadata(path).map_err(io_error)?.len();
@@ -206,8 +220,17 @@ pub fn read_list(path: &Path) -> Result<Vec<String>, DatasetError> {
     }
     let text = std::fs::read_to_string(path).map_err(io_error)?;
     let mut names: Vec<String> = Vec::new();
-    for entry in text.lines().filter_map(|line| line.split_whitespace().next()) {
-        let name = entry.rsplit('/').nth(1).unwrap_or(entry);
+    let (mut entries, mut folders) = (BTreeSet::new(), BTreeMap::new());
+    for (index, line) in text.lines().enumerate() {
+        let Some(entry) = line.split_whitespace().next() else { continue };
+        let (folder, name) = match entry.rsplit_once('/') {
+            Some((folder, _)) => (folder, folder.rsplit('/').next().unwrap_or(folder)),
+            None => (entry, entry),
+        };
+        if !entries.insert(entry) || *folders.entry(name).or_insert(folder) != folder {
+            let (path, line, name) = (path.to_owned(), index + 1, name.to_owned());
+            return Err(DatasetError::Repeated { path, line, name });
+        }
         if !names.iter().any(|known| known == name) {
             names.push(name.to_owned());
         }
@@ -411,6 +434,22 @@ mod tests {
         assert_eq!(read_list(&path).unwrap(), ["bear", "camel"]);
         std::fs::write(&path, "\n").unwrap();
         assert!(read_list(&path).unwrap_err().to_string().contains("names no sequence"));
+    }
+
+    #[test]
+    fn a_list_names_each_sequence_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("val.txt");
+        for (text, line, name) in [
+            ("bear\ncamel\n\nbear\n", 4, "bear"),
+            ("/J/480p/bear/0.jpg /A/0.png\n/J/480p/bear/0.jpg /A/0.png\n", 2, "bear"),
+            ("/one/bear/0.jpg\n/other/bear/0.jpg\n", 2, "bear"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let message = read_list(&path).unwrap_err().to_string();
+            let expected = format!("val.txt, line {line}: the sequence {name:?} was named before");
+            assert!(message.contains(&expected), "{message}");
+        }
     }
 
     #[test]

@@ -107,11 +107,16 @@ impl ImageSet {
     /// The files of an image: itself, and its labels where it has any.
     pub fn files(&self, index: usize) -> Vec<PathBuf> {
         match &self.content {
-            Content::Labelled(set) => {
-                let one = &set.images[index];
-                vec![one.image.clone(), one.labels.clone()]
-            }
+            Content::Labelled(set) => set.images[index].files(),
             Content::Plain(files) => vec![files[index].1.clone()],
+        }
+    }
+
+    /// The files that hold the labels; none without labels.
+    pub fn label_files(&self) -> Vec<PathBuf> {
+        match &self.content {
+            Content::Labelled(set) => set.label_files(),
+            Content::Plain(_) => Vec::new(),
         }
     }
 
@@ -171,7 +176,7 @@ mod tests {
         let one = LabelledImage {
             name: "a".to_owned(),
             image: dir.path().join("a.jpg"),
-            labels: dir.path().join("labels/a.png"),
+            labels: dir.path().join("labels/a.png").into(),
         };
         let open = |images| {
             let classes = Classes::new(&["ground"], 255);

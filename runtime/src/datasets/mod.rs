@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub mod camvid;
+pub mod coco;
 pub mod davis;
 pub mod images;
 pub mod segmentation;

@@ -1,11 +1,14 @@
 //! Data sets of images with a class for every pixel, whatever their layout on disk.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use image::RgbImage;
 use rayon::prelude::*;
 
+use super::coco::{CocoError, InstanceLabels, PanopticLabels};
 use super::files_with_extension;
 use crate::labels::{LabelError, LabelMap, MAX_SIDE};
 
@@ -119,6 +122,9 @@ pub enum SegmentationError {
     /// The labels cannot be decoded.
     #[error(transparent)]
     Label(#[from] LabelError),
+    /// Annotations of COCO cannot be used.
+    #[error(transparent)]
+    Coco(#[from] CocoError),
 }
 
 /// Names of the classes, in the order of their ids, and what marks pixels without one.
@@ -160,6 +166,60 @@ impl Classes {
     }
 }
 
+/// Where the class of each pixel of an image comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Labels {
+    /// A PNG of class ids.
+    Png(PathBuf),
+    /// Instances of COCO, drawn whenever they are asked for.
+    Instances(Arc<InstanceLabels>),
+    /// A PNG of COCO's panoptic segments.
+    Panoptic(Arc<PanopticLabels>),
+}
+
+impl Labels {
+    /// The file that holds them, for messages; it may hold those of other images too.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Png(path) => path,
+            Self::Instances(instances) => instances.file(),
+            Self::Panoptic(segments) => segments.mask(),
+        }
+    }
+
+    /// The file that only this image needs, where there is one.
+    pub fn own_file(&self) -> Option<&Path> {
+        match self {
+            Self::Png(_) | Self::Panoptic(_) => Some(self.path()),
+            Self::Instances(_) => None,
+        }
+    }
+
+    /// The file that the images of the data set share, where there is one. It can be large.
+    pub fn shared_file(&self) -> Option<&Path> {
+        match self {
+            Self::Png(_) => None,
+            Self::Instances(instances) => Some(instances.file()),
+            Self::Panoptic(segments) => Some(segments.file()),
+        }
+    }
+
+    /// Reads or draws them.
+    pub fn read(&self) -> Result<LabelMap, SegmentationError> {
+        Ok(match self {
+            Self::Png(path) => LabelMap::read_png(path)?,
+            Self::Instances(instances) => instances.draw(),
+            Self::Panoptic(segments) => segments.read()?,
+        })
+    }
+}
+
+impl From<PathBuf> for Labels {
+    fn from(path: PathBuf) -> Self {
+        Self::Png(path)
+    }
+}
+
 /// An image and its labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabelledImage {
@@ -167,11 +227,18 @@ pub struct LabelledImage {
     pub name: String,
     /// The image file.
     pub image: PathBuf,
-    /// The label file, a PNG of class ids.
-    pub labels: PathBuf,
+    /// The labels.
+    pub labels: Labels,
 }
 
 impl LabelledImage {
+    /// The files that only this image is made of: itself, and its labels where they are a file
+    /// of their own.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let labels = self.labels.own_file().map(Path::to_owned);
+        [self.image.clone()].into_iter().chain(labels).collect()
+    }
+
     /// Decodes the image.
     pub fn read_image(&self) -> Result<RgbImage, SegmentationError> {
         read_image(&self.image)
@@ -179,7 +246,7 @@ impl LabelledImage {
 
     /// Reads the labels.
     pub fn read_labels(&self) -> Result<LabelMap, SegmentationError> {
-        Ok(LabelMap::read_png(&self.labels)?)
+        self.labels.read()
     }
 
     /// Checks sizes and ids without decoding the image.
@@ -187,17 +254,24 @@ impl LabelledImage {
         let expected = open_image(&self.image)?.into_dimensions().map_err(|e| {
             SegmentationError::Image { path: self.image.clone(), reason: e.to_string() }
         })?;
-        let map = self.read_labels()?;
-        let found = (map.width, map.height);
-        if found != expected {
-            let (path, image) = (self.labels.clone(), self.image.clone());
-            return Err(SegmentationError::Size { path, image, found, expected });
+        let check_size = |found| {
+            if found == expected {
+                return Ok(());
+            }
+            let (path, image) = (self.labels.path().to_owned(), self.image.clone());
+            Err(SegmentationError::Size { path, image, found, expected })
+        };
+        if let Labels::Instances(instances) = &self.labels {
+            // They were checked as they were read, and drawing only makes known ids.
+            return check_size(instances.size());
         }
+        let map = self.read_labels()?;
+        check_size((map.width, map.height))?;
         let known = |id: u8| usize::from(id) < classes.count() || id == classes.void;
         if let Some(at) = map.data.iter().position(|&id| !known(id)) {
             let width = map.width as usize;
             return Err(SegmentationError::UnknownClass {
-                path: self.labels.clone(),
+                path: self.labels.path().to_owned(),
                 id: map.data[at],
                 x: at % width,
                 y: at / width,
@@ -237,9 +311,9 @@ impl SegmentationDataset {
         }
         // Absence is found out first: it costs nothing.
         for one in &images {
-            for path in [&one.image, &one.labels] {
+            for path in [&*one.image, one.labels.path()] {
                 if !path.is_file() {
-                    let (path, because) = (path.clone(), list.to_owned());
+                    let (path, because) = (path.to_owned(), list.to_owned());
                     return Err(SegmentationError::Missing { path, because });
                 }
             }
@@ -248,6 +322,15 @@ impl SegmentationDataset {
             Some(error) => Err(error),
             None => Ok(Self { classes, images }),
         }
+    }
+
+    /// The files that hold the labels, each once: those of single images in their order, then
+    /// those that images share.
+    pub fn label_files(&self) -> Vec<PathBuf> {
+        let own = self.images.iter().filter_map(|one| one.labels.own_file());
+        let shared: BTreeSet<&Path> =
+            self.images.iter().filter_map(|one| one.labels.shared_file()).collect();
+        own.chain(shared).map(Path::to_owned).collect()
     }
 
     /// Opens a folder of images with a folder of label PNGs of the same names.
@@ -265,7 +348,7 @@ impl SegmentationDataset {
             .into_iter()
             .map(|image| {
                 let name = image.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-                let labels = labels.join(format!("{name}.png"));
+                let labels = labels.join(format!("{name}.png")).into();
                 LabelledImage { name, image, labels }
             })
             .collect::<Vec<_>>();

@@ -113,7 +113,7 @@ fn entry(base: &Path, line: &str) -> LabelledImage {
         let below = |path: &str| base.join(path.trim_start_matches('/'));
         let image = below(first);
         let name = image.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        return LabelledImage { name, image, labels: below(labels) };
+        return LabelledImage { name, image, labels: below(labels).into() };
     }
     let labels: Vec<PathBuf> =
         LABEL_FOLDERS.iter().map(|folder| base.join(folder).join(format!("{first}.png"))).collect();
@@ -123,7 +123,7 @@ fn entry(base: &Path, line: &str) -> LabelledImage {
     LabelledImage {
         name: first.to_owned(),
         image: base.join("JPEGImages").join(format!("{first}.jpg")),
-        labels: chosen.or(expected).unwrap_or(&labels[0]).clone(),
+        labels: chosen.or(expected).unwrap_or(&labels[0]).clone().into(),
     }
 }
 
@@ -152,8 +152,8 @@ mod tests {
         std::fs::write(lists.join("val.txt"), "b\nc\n").unwrap();
         let train = open(root.path(), Split::Train, None, None).unwrap();
         assert_eq!(names(&train), ["a", "b"]);
-        assert!(train.images[0].labels.ends_with("SegmentationClass/a.png"));
-        assert!(train.images[1].labels.ends_with("SegmentationClassAug/b.png"));
+        assert!(train.images[0].labels.path().ends_with("SegmentationClass/a.png"));
+        assert!(train.images[1].labels.path().ends_with("SegmentationClassAug/b.png"));
         let text = open(root.path(), Split::Val, None, None).unwrap_err().to_string();
         assert!(text.contains("JPEGImages/c.jpg is missing") && text.contains("val.txt"), "{text}");
         let pairs = root.path().join("pairs.txt");

@@ -130,9 +130,10 @@ pub fn score(
         |predictor, one, image, labels| {
             let prediction = predictor.predict(image, classifier, scales)?;
             let mut confusion = Confusion::new(count, Some(set.classes.void));
-            confusion
-                .add(labels, &prediction)
-                .map_err(|source| EvaluateError::Score { path: one.labels.clone(), source })?;
+            confusion.add(labels, &prediction).map_err(|source| EvaluateError::Score {
+                path: one.labels.path().to_owned(),
+                source,
+            })?;
             Ok(ImageClasses { name: one.name.clone(), pixels: confusion.pairs() })
         },
         tick,

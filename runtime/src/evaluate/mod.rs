@@ -23,11 +23,10 @@ use serde::Serialize;
 
 use crate::concepts::ConceptError;
 use crate::datasets::segmentation::{LabelledImage, SegmentationDataset, SegmentationError};
-use crate::embed::{EmbedError, EmbeddingMap, Model};
-use crate::frame::{FrameError, FrameView, Normalization, Preprocessor};
+use crate::embed::{EmbedError, EmbeddingMap, FrameEmbedder, InputSize, Model};
+use crate::frame::{FrameError, FrameView};
 use crate::labels::LabelMap;
 use crate::metrics::miou::MiouError;
-use crate::stream::input_size;
 use run::{Stage, Unit};
 
 /// Why an evaluation stopped.
@@ -91,38 +90,22 @@ pub enum EvaluateError {
 /// Embeds still images as a stream embeds its frames; keeps its scratch.
 #[derive(Debug)]
 pub struct Embedder {
-    model: Arc<Model>,
-    preprocessor: Preprocessor,
+    frames: FrameEmbedder,
     short_side: u32,
-    input: Vec<f32>,
-    output: Vec<f32>,
-    map: EmbeddingMap,
 }
 
 impl Embedder {
     /// For images brought to `short_side` pixels; bundles of a fixed size ignore that.
     pub fn new(model: &Arc<Model>, short_side: u32) -> Self {
-        let entry = &model.bundle().manifest.input;
-        Self {
-            preprocessor: Preprocessor::new(Normalization { mean: entry.mean, std: entry.std }),
-            model: Arc::clone(model),
-            short_side,
-            input: Vec::new(),
-            output: Vec::new(),
-            map: EmbeddingMap::default(),
-        }
+        Self { frames: FrameEmbedder::new(model), short_side }
     }
 
     /// The embeddings of `image`, seen at `scale` times the short side.
     pub fn embed(&mut self, image: &RgbImage, scale: f64) -> Result<&EmbeddingMap, EvaluateError> {
-        let (width, height) = image.dimensions();
         let short_side = (f64::from(self.short_side) * scale).round() as u32;
-        let (w, h) = input_size(&self.model, width, height, short_side);
-        let view = FrameView::rgb(width, height, image.as_raw())?;
-        self.preprocessor.run(&view, w, h, &mut self.input)?;
-        let (w, h) = (w as usize, h as usize);
-        self.model.embed(&self.input, w, h, &mut self.output, &mut self.map)?;
-        Ok(&self.map)
+        let view = FrameView::rgb(image.width(), image.height(), image.as_raw())?;
+        self.frames.prepare(&view, InputSize::ShortSide(short_side))?;
+        Ok(self.frames.embed()?)
     }
 }
 
@@ -146,11 +129,9 @@ fn for_each_image<T, R: Serialize + Send>(
     })
 }
 
-/// The images of a data set as units of a run.
+/// The images of a data set as units of a run. A file of annotations of many images belongs to
+/// the inputs of the run ([`SegmentationDataset::label_files`]).
 pub fn units(set: &SegmentationDataset) -> Vec<Unit> {
-    let unit = |one: &LabelledImage| Unit {
-        name: one.name.clone(),
-        files: vec![one.image.clone(), one.labels.clone()],
-    };
+    let unit = |one: &LabelledImage| Unit { name: one.name.clone(), files: one.files() };
     set.images.iter().map(unit).collect()
 }

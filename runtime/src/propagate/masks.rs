@@ -1,5 +1,6 @@
 //! From soft labels on the grid to instance masks at frame size.
 
+use super::Protocol;
 use crate::labels::LabelMap;
 use crate::upsample::Upsampler;
 
@@ -105,10 +106,11 @@ pub(super) struct MaskWriter {
 }
 
 impl MaskWriter {
-    /// Upsamples by `stride` to network size, scales each channel to 0..1, takes the
-    /// highest and resizes by nearest neighbour to `out_w` x `out_h`.
+    /// Upsamples to network size, scales each channel to 0..1, takes the highest and resizes
+    /// by nearest neighbour to `out_w` x `out_h`. [`Protocol::TimeCycle`] scaled its labels
+    /// before and [`Protocol::Crw`] takes them as they are, at once at output size.
     ///
-    /// A channel that is the same everywhere cannot be scaled and takes part with its own
+    /// Where channels are scaled, one that is the same everywhere cannot be scaled and takes part with its own
     /// value: 1 for an instance that fills the view. An instance of which only a
     /// [`TRACE`] is left wins nothing.
     ///
@@ -119,6 +121,7 @@ impl MaskWriter {
         labels: &[f32],
         (height, width, stride): (usize, usize, usize),
         ids: &[u8],
+        protocol: Protocol,
         (out_w, out_h): (u32, u32),
         out: &mut MaskMap,
     ) {
@@ -129,20 +132,27 @@ impl MaskWriter {
             plane.iter_mut().zip(values).for_each(|(to, from)| *to = *from);
         }
         let grid = (height, width);
-        let network = (height * stride, width * stride);
-        self.upsampler.extremes(&self.planes, grid, network, &mut self.minmax);
+        let network = match protocol {
+            Protocol::TimeCycle | Protocol::Dino => (height * stride, width * stride),
+            Protocol::Crw => (out_h as usize, out_w as usize),
+        };
         self.affine.clear();
-        self.affine.extend(self.minmax.iter().map(|&(low, high)| {
-            if high < TRACE {
-                // Below every scaled score, rounding included.
-                (0.0, -1.0)
-            } else if high - low < FLAT {
-                (1.0, 0.0)
-            } else {
-                let scale = 1.0 / (high - low);
-                (scale, -low * scale)
-            }
-        }));
+        if protocol == Protocol::Dino {
+            self.upsampler.extremes(&self.planes, grid, network, &mut self.minmax);
+            self.affine.extend(self.minmax.iter().map(|&(low, high)| {
+                if high < TRACE {
+                    // Below every scaled score, rounding included.
+                    (0.0, -1.0)
+                } else if high - low < FLAT {
+                    (1.0, 0.0)
+                } else {
+                    let scale = 1.0 / (high - low);
+                    (scale, -low * scale)
+                }
+            }));
+        } else {
+            self.affine.resize(channels, (1.0, 0.0));
+        }
         let affine = Some(self.affine.as_slice());
         self.upsampler.argmax(&self.planes, grid, affine, network, &mut self.network);
 
@@ -207,7 +217,7 @@ mod tests {
     fn write(instance: &[f32], size: (u32, u32)) -> MaskMap {
         let labels: Vec<f32> = instance.iter().flat_map(|&v| [1.0 - v, v]).collect();
         let mut out = MaskMap::default();
-        MaskWriter::default().write(&labels, (2, 4, 2), &[5], size, &mut out);
+        MaskWriter::default().write(&labels, (2, 4, 2), &[5], Protocol::Dino, size, &mut out);
         out
     }
 

@@ -21,13 +21,22 @@ pub(super) struct ContextMemory {
     newest: usize,
     /// Entries of `recent` in use.
     filled: usize,
+    /// Whether the first frame stands in for the recent ones that are not there yet.
+    repeat_first: bool,
     /// The frame in work; not part of the context until [`ContextMemory::advance`].
     pub(super) current: ContextFrame,
 }
 
 impl ContextMemory {
-    /// Makes every frame with `make` and forgets all context.
-    pub(super) fn reset(&mut self, capacity: usize, make: impl Fn() -> ContextFrame) {
+    /// Makes every frame with `make` and forgets all context. With `repeat_first` there are
+    /// always `1 + capacity` context frames.
+    pub(super) fn reset(
+        &mut self,
+        capacity: usize,
+        repeat_first: bool,
+        make: impl Fn() -> ContextFrame,
+    ) {
+        self.repeat_first = repeat_first;
         self.first = make();
         self.current = make();
         self.recent.clear();
@@ -53,14 +62,16 @@ impl ContextMemory {
 
     /// Context frames at present.
     pub(super) fn len(&self) -> usize {
-        1 + self.filled
+        1 + if self.repeat_first { self.recent.len() } else { self.filled }
     }
 
-    /// Context frame `i`: 0 is the first frame, then from the latest back in time.
+    /// Context frame `i`: 0 is the first frame, then from the latest back in time, and before
+    /// the first frame itself again.
     pub(super) fn frame(&self, i: usize) -> &ContextFrame {
         let capacity = self.recent.len();
         match i.checked_sub(1) {
             None => &self.first,
+            Some(age) if age >= self.filled => &self.first,
             Some(age) => &self.recent[(self.newest + capacity - age) % capacity],
         }
     }
@@ -83,9 +94,12 @@ impl ContextMemory {
 mod tests {
     use super::*;
 
-    fn memory(capacity: usize, frames: usize) -> ContextMemory {
+    fn memory(capacity: usize, frames: usize, repeat_first: bool) -> ContextMemory {
         let mut memory = ContextMemory::default();
-        memory.reset(capacity, || ContextFrame { labels: vec![-1.0], ..ContextFrame::default() });
+        memory.reset(capacity, repeat_first, || ContextFrame {
+            labels: vec![-1.0],
+            ..ContextFrame::default()
+        });
         memory.current.labels[0] = 0.0;
         memory.keep_as_first();
         for i in 1..frames {
@@ -101,10 +115,17 @@ mod tests {
 
     #[test]
     fn the_first_frame_stays_and_the_latest_follow() {
-        assert_eq!(order(&memory(3, 1)), [0.0]);
-        assert_eq!(order(&memory(3, 3)), [0.0, 2.0, 1.0]);
-        assert_eq!(order(&memory(3, 9)), [0.0, 8.0, 7.0, 6.0]);
-        assert_eq!(order(&memory(1, 9)), [0.0, 8.0]);
-        assert_eq!(order(&memory(0, 9)), [0.0]);
+        assert_eq!(order(&memory(3, 1, false)), [0.0]);
+        assert_eq!(order(&memory(3, 3, false)), [0.0, 2.0, 1.0]);
+        assert_eq!(order(&memory(3, 9, false)), [0.0, 8.0, 7.0, 6.0]);
+        assert_eq!(order(&memory(1, 9, false)), [0.0, 8.0]);
+        assert_eq!(order(&memory(0, 9, false)), [0.0]);
+    }
+    #[test]
+    fn the_first_frame_can_stand_in_for_what_came_before_it() {
+        assert_eq!(order(&memory(3, 1, true)), [0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(order(&memory(3, 3, true)), [0.0, 2.0, 1.0, 0.0]);
+        assert_eq!(order(&memory(3, 9, true)), [0.0, 8.0, 7.0, 6.0]);
+        assert_eq!(order(&memory(0, 9, true)), [0.0]);
     }
 }

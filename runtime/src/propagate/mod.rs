@@ -6,7 +6,8 @@
 //! grid; masks are made from them at the end of each step and never fed back. This is the
 //! evaluation protocol of DINO (Caron et al., 2021, "Emerging properties in
 //! self-supervised vision transformers", section 4.2.2), with one difference in cost: no
-//! affinity matrix is built, and memory is a fixed number of frames.
+//! affinity matrix is built, and memory is a fixed number of frames. [`Protocol`] has two other
+//! published protocols, for comparisons.
 
 mod affinity;
 mod labels;
@@ -33,17 +34,44 @@ pub enum FirstLabels {
     Area,
     /// Each cell gets the instance at its centre, as the DINO protocol does.
     Nearest,
+    /// Each cell gets the share of the pixels around its centre, as TimeCycle and CRW do.
+    Bilinear,
+}
+
+/// How labels are carried. The published protocols differ in more than numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// Variant A, like TimeCycle (Wang et al., 2019, "Learning correspondence from the
+    /// cycle-consistency of time"): a softmax over the cells of each context frame, of which
+    /// the best few give their labels; the mean over the context frames is scaled to 0..1
+    /// channel by channel and carried on like that. Before the start, the first frame is
+    /// repeated.
+    TimeCycle,
+    /// Variant B, that of DINO: the best few cells of all context frames together, in a
+    /// square window. Labels are scaled for the masks only.
+    #[default]
+    Dino,
+    /// Variant C, that of CRW (Jabri et al., 2020, "Space-time correspondence as a contrastive
+    /// random walk"): as [`Protocol::Dino`] with a round window that does not apply to the
+    /// first frame, which is also repeated before the start. Labels are never scaled, and are
+    /// upsampled to the output's size at once.
+    Crw,
 }
 
 /// Settings of the propagation; the defaults are those of the DINO protocol but for
 /// [`FirstLabels::Area`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct PropagationConfig {
+    /// How labels are carried.
+    pub protocol: Protocol,
     /// Latest frames that are kept beside the first one, 0..=64.
     pub context_frames: usize,
-    /// Cells that the window reaches to each side, in every context frame.
+    /// Cells that the window reaches to each side, in every context frame. With
+    /// [`Protocol::Crw`]: cells at this distance and beyond are outside, except in the first
+    /// frame.
     pub radius: usize,
-    /// Context cells that vote for a cell, over all context frames together, 1..=64.
+    /// Context cells that vote for a cell, over all context frames together (with
+    /// [`Protocol::TimeCycle`] of each context frame), 1..=64.
     pub topk: usize,
     /// A cell's vote is `exp(cosine / temperature)`; above 0.
     pub temperature: f32,
@@ -53,12 +81,55 @@ pub struct PropagationConfig {
 
 impl Default for PropagationConfig {
     fn default() -> Self {
+        Self::variant_b()
+    }
+}
+
+impl PropagationConfig {
+    /// The settings of TimeCycle: no window. Frames are squashed to 320x320 pixels for it.
+    pub fn variant_a() -> Self {
         Self {
+            protocol: Protocol::TimeCycle,
+            context_frames: 7,
+            radius: usize::MAX,
+            topk: 5,
+            // Cosines are multiplied by the root of the 512 channels of that network.
+            temperature: 512f32.sqrt().recip(),
+            first_labels: FirstLabels::Bilinear,
+        }
+    }
+
+    /// The settings of DINO but for [`FirstLabels::Area`]. Frames have a short side of 480
+    /// pixels for it.
+    pub fn variant_b() -> Self {
+        Self {
+            protocol: Protocol::Dino,
             context_frames: 7,
             radius: 12,
             topk: 5,
             temperature: 0.1,
             first_labels: FirstLabels::Area,
+        }
+    }
+
+    /// The settings of CRW. Frames keep their size for it.
+    pub fn variant_c() -> Self {
+        Self {
+            protocol: Protocol::Crw,
+            context_frames: 20,
+            radius: 12,
+            topk: 10,
+            temperature: 0.05,
+            first_labels: FirstLabels::Bilinear,
+        }
+    }
+
+    /// The settings of a protocol.
+    pub fn of(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::TimeCycle => Self::variant_a(),
+            Protocol::Dino => Self::variant_b(),
+            Protocol::Crw => Self::variant_c(),
         }
     }
 }
@@ -194,9 +265,10 @@ impl Propagator {
             return Err(PropagateError::EmptyMask);
         }
         let channels = ids.len() + 1;
-        let affinity = Affinity::new(height, width, dim, self.config.radius, self.config.topk);
+        let affinity = Affinity::new(height, width, dim, &self.config);
         let mut memory = ContextMemory::default();
-        memory.reset(self.config.context_frames, || ContextFrame {
+        let repeat_first = self.config.protocol != Protocol::Dino;
+        memory.reset(self.config.context_frames, repeat_first, || ContextFrame {
             features: affinity.features(),
             labels: vec![0.0; height * width * channels],
         });
@@ -232,7 +304,11 @@ impl Propagator {
         let neighbours = state.affinity.search(&embedding.data, &state.memory);
         let mut current = state.memory.take_current();
         current.features.fill(&embedding.data, state.width);
-        labels::carry_labels(
+        let carry_labels = match self.config.protocol {
+            Protocol::TimeCycle => labels::carry_scaled_labels,
+            Protocol::Dino | Protocol::Crw => labels::carry_labels,
+        };
+        carry_labels(
             neighbours,
             &state.memory,
             (state.height * state.width, state.ids.len() + 1, state.width),
@@ -240,7 +316,8 @@ impl Propagator {
             &mut current.labels,
         );
         let grid = (state.height, state.width, state.stride);
-        state.writer.write(&current.labels, grid, &state.ids, (out_w, out_h), out);
+        let (protocol, size) = (self.config.protocol, (out_w, out_h));
+        state.writer.write(&current.labels, grid, &state.ids, protocol, size, out);
         state.memory.current = current;
         state.memory.advance();
         Ok(())

@@ -4,6 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod variants;
+
 /// Embeddings of whole eighths: dot products are exact in any order of summation, so
 /// that the same cells are chosen, ties included. (Unit length does not matter here.)
 fn embedding(height: usize, width: usize, dim: usize, seed: u64) -> EmbeddingMap {

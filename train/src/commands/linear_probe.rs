@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use conceptseg::backend::{BackendKind, BackendOptions};
 use conceptseg::bundle::SizeRule;
 use conceptseg::datasets::segmentation::{Classes, SegmentationDataset};
-use conceptseg::datasets::{camvid, voc};
+use conceptseg::datasets::{camvid, coco, voc};
 use conceptseg::embed::{EmbeddingMap, Model};
 use conceptseg::files::write_atomic;
 use conceptseg::frame::{FrameView, Normalization, Preprocessor};
@@ -100,6 +100,10 @@ enum DataArg {
     Camvid,
     /// ROOT/images and ROOT/labels.
     Folder,
+    /// COCO's instances: images of train2017 with more than 1000 pixels of the 20 classes.
+    Coco,
+    /// The same from COCO's panoptic segments.
+    CocoPanoptic,
 }
 
 /// Runs the command.
@@ -199,6 +203,11 @@ impl Args {
         Ok(match self.data {
             DataArg::Voc => voc::open(root, voc::Split::Train, self.list.as_deref(), limit)?,
             DataArg::Camvid => camvid::open(root, "train", limit)?,
+            DataArg::Coco | DataArg::CocoPanoptic => {
+                let panoptic = self.data == DataArg::CocoPanoptic;
+                let source = coco::Source::standard(root, voc::Split::Train, panoptic);
+                coco::open(&source, Some(coco::MIN_TRAIN_PIXELS), limit)?.0
+            }
             DataArg::Folder => {
                 // The option is required for this kind.
                 let classes = Classes::read(self.classes.as_deref().unwrap_or(root), self.void)?;

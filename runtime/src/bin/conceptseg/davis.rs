@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use conceptseg::datasets::davis::read_list;
@@ -32,8 +32,12 @@ impl Selection {
         if let Some(list) = &self.list {
             return Ok(Some(read_list(list)?));
         }
-        let trimmed = |names: &Vec<String>| names.iter().map(|n| n.trim().to_owned()).collect();
-        Ok(self.sequences.as_ref().map(trimmed))
+        let Some(names) = &self.sequences else { return Ok(None) };
+        let names: Vec<String> = names.iter().map(|name| name.trim().to_owned()).collect();
+        for (i, name) in names.iter().enumerate() {
+            ensure!(!names[..i].contains(name), "--sequences names {name} twice");
+        }
+        Ok(Some(names))
     }
 }
 

@@ -12,7 +12,7 @@ use clap::ValueEnum;
 use conceptseg::concepts::SegmentationConfig;
 use conceptseg::datasets::images::ImageSet;
 use conceptseg::datasets::segmentation::{Classes, SegmentationDataset};
-use conceptseg::datasets::{camvid, voc};
+use conceptseg::datasets::{camvid, coco, voc};
 use conceptseg::embed::Model;
 use conceptseg::evaluate::concepts::{
     ConceptSummary, ImageConcepts, Pictures, SummarySettings, records, sheet, summary, units,
@@ -89,6 +89,10 @@ enum DataArg {
     Camvid,
     /// ROOT/images and ROOT/labels.
     Folder,
+    /// COCO's instances.
+    Coco,
+    /// COCO's panoptic segments.
+    CocoPanoptic,
 }
 
 /// What is counted and drawn.
@@ -196,11 +200,7 @@ impl ConceptArgs {
 
     /// Everything that decides the figures.
     fn inputs(&self, model: &Model, set: &Named, beside: Option<&Named>) -> Result<Inputs> {
-        let labels = |set: &Named| -> Result<String> {
-            // Of each image's files all but the image itself.
-            let files = (0..set.images.len()).flat_map(|i| set.images.files(i).into_iter().skip(1));
-            Ok(hash_each(&files.collect::<Vec<_>>())?)
-        };
+        let labels = |set: &Named| -> Result<String> { Ok(hash_each(&set.images.label_files())?) };
         let mut settings = self.model.settings(model);
         settings["images"] = set.images.len().into();
         settings["grid"] = self.grid.into();
@@ -317,13 +317,11 @@ impl DataArgs {
             bail!("there is nothing to label; give --data and --root, or --images");
         };
         let set = match data {
-            DataArg::Voc => {
-                let split = match split {
-                    "train" => voc::Split::Train,
-                    "val" => voc::Split::Val,
-                    other => bail!("VOC has no split {other}; use train or val"),
-                };
-                voc::open(root, split, list, limit)?
+            DataArg::Voc => voc::open(root, train_or_val(split)?, list, limit)?,
+            DataArg::Coco | DataArg::CocoPanoptic => {
+                let panoptic = data == DataArg::CocoPanoptic;
+                let source = coco::Source::standard(root, train_or_val(split)?, panoptic);
+                coco::open(&source, None, limit)?.0
             }
             DataArg::Camvid => camvid::open(root, split, limit)?,
             DataArg::Folder => {
@@ -334,6 +332,14 @@ impl DataArgs {
             }
         };
         Ok(Named { name: split.to_owned(), images: ImageSet::labelled(set)? })
+    }
+}
+
+fn train_or_val(split: &str) -> Result<voc::Split> {
+    match split {
+        "train" => Ok(voc::Split::Train),
+        "val" => Ok(voc::Split::Val),
+        other => bail!("the data set has no split {other}; use train or val"),
     }
 }
 

@@ -1,4 +1,5 @@
-//! `conceptseg eval voc | camvid | folder`: classes of still images.
+//! `conceptseg eval voc | camvid | folder`: classes of still images. `eval coco` shares its
+//! arguments and its protocol.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -73,7 +74,7 @@ pub(super) struct MethodArgs {
         value_name = "FILE",
         conflicts_with_all = ["grid", "rounds", "cluster", "neighbours"]
     )]
-    linear: Option<PathBuf>,
+    pub(super) linear: Option<PathBuf>,
     /// Sum votes over the scales 0.5, 0.75, … 1.75, each also mirrored.
     #[arg(long)]
     multi_scale: bool,
@@ -349,10 +350,8 @@ impl MethodArgs {
         train: Option<&SegmentationDataset>,
         val: &SegmentationDataset,
     ) -> Result<Inputs> {
-        let labels = |set: &SegmentationDataset| -> Result<String> {
-            let files: Vec<PathBuf> = set.images.iter().map(|i| i.labels.clone()).collect();
-            Ok(hash_each(&files)?)
-        };
+        let labels =
+            |set: &SegmentationDataset| -> Result<String> { Ok(hash_each(&set.label_files())?) };
         let mut settings = model_args.settings(model);
         settings["classes"] = val.classes.count().into();
         settings["images"] = val.images.len().into();

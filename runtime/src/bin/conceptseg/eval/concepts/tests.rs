@@ -117,5 +117,5 @@ fn what_cannot_be_asked_is_refused() {
     assert!(text.to_string().contains("a single split"), "{text}");
     let voc = ["--data", "voc", "--root", "x", "--split", "test"];
     let text = run(&arguments(root.path(), &voc), true).unwrap_err().to_string();
-    assert!(text.contains("VOC has no split test"), "{text}");
+    assert!(text.contains("the data set has no split test"), "{text}");
 }

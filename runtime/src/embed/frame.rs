@@ -1,0 +1,126 @@
+//! From a frame to its embeddings: preparation and network, with the memory that they reuse.
+
+use std::sync::Arc;
+
+use super::{EmbedError, EmbeddingMap, Model};
+use crate::bundle::SizeRule;
+use crate::frame::{FrameError, FrameView, Normalization, Preprocessor, network_size};
+
+/// Largest side that [`InputSize`] answers, but for the long side of frames that are not
+/// square, which [`network_size`] bounds.
+const MAX_SIDE: u32 = 4096;
+
+/// The size at which the network sees frames. Bundles of a fixed size ignore it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum InputSize {
+    /// The short side becomes that many pixels, the long side keeps the aspect ratio; see
+    /// [`network_size`].
+    ShortSide(u32),
+    /// Frames are squashed to squares of that many pixels on a side.
+    Square(u32),
+    /// The frame's own size, each side brought to the next multiple of the stride.
+    Native,
+}
+
+impl InputSize {
+    /// Width and height of the network's input for a frame of `width` x `height` pixels.
+    pub fn of(self, model: &Model, width: u32, height: u32) -> (u32, u32) {
+        let entry = &model.bundle().manifest.embedder;
+        if let SizeRule::Fixed([h, w]) = entry.size {
+            return (w, h);
+        }
+        let stride = u32::try_from(entry.stride).unwrap_or(u32::MAX).max(1);
+        self.dynamic(stride, width, height)
+    }
+
+    fn dynamic(self, stride: u32, width: u32, height: u32) -> (u32, u32) {
+        let nearest = |side: u32| {
+            let steps = side.saturating_add(stride / 2) / stride;
+            steps.max(1).saturating_mul(stride)
+        };
+        match self {
+            // The short side is a multiple of the stride too, not only of 8. The long side is
+            // one of 64, which every usual stride divides.
+            Self::ShortSide(side) => network_size(width, height, nearest(side)),
+            Self::Square(side) => (nearest(side.min(MAX_SIDE)), nearest(side.min(MAX_SIDE))),
+            Self::Native => {
+                let next =
+                    |side: u32| side.clamp(1, MAX_SIDE).div_ceil(stride).saturating_mul(stride);
+                (next(width), next(height))
+            }
+        }
+    }
+}
+
+/// Embeds frame after frame; keeps its memory, so that frames of one size allocate nothing.
+#[derive(Debug)]
+pub struct FrameEmbedder {
+    model: Arc<Model>,
+    preprocessor: Preprocessor,
+    /// Width and height of `input`.
+    size: (usize, usize),
+    input: Vec<f32>,
+    output: Vec<f32>,
+    map: EmbeddingMap,
+}
+
+impl FrameEmbedder {
+    /// An embedder without memory yet.
+    pub fn new(model: &Arc<Model>) -> Self {
+        let entry = &model.bundle().manifest.input;
+        Self {
+            preprocessor: Preprocessor::new(Normalization { mean: entry.mean, std: entry.std }),
+            model: Arc::clone(model),
+            size: (0, 0),
+            input: Vec::new(),
+            output: Vec::new(),
+            map: EmbeddingMap::default(),
+        }
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Makes the network's input of a frame.
+    pub fn prepare(&mut self, frame: &FrameView<'_>, size: InputSize) -> Result<(), FrameError> {
+        let (w, h) = size.of(&self.model, frame.width(), frame.height());
+        self.preprocessor.run(frame, w, h, &mut self.input)?;
+        self.size = (w as usize, h as usize);
+        Ok(())
+    }
+
+    /// Runs the network on the input that was made last.
+    pub fn embed(&mut self) -> Result<&EmbeddingMap, EmbedError> {
+        let (w, h) = self.size;
+        self.model.embed(&self.input, w, h, &mut self.output, &mut self.map)?;
+        Ok(&self.map)
+    }
+
+    /// The latest embeddings; empty before the first.
+    pub fn map(&self) -> &EmbeddingMap {
+        &self.map
+    }
+
+    /// Where the buffers lie, to see whether they stay.
+    #[cfg(test)]
+    pub(crate) fn buffers(&self) -> [*const f32; 3] {
+        [self.input.as_ptr(), self.output.as_ptr(), self.map.data.as_ptr()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_multiples_of_the_stride() {
+        assert_eq!(InputSize::ShortSide(480).dynamic(8, 854, 480), (832, 480));
+        assert_eq!(InputSize::ShortSide(478).dynamic(16, 854, 480), (832, 480));
+        assert_eq!(InputSize::Square(320).dynamic(8, 854, 480), (320, 320));
+        assert_eq!(InputSize::Square(1).dynamic(8, 854, 480), (8, 8));
+        assert_eq!(InputSize::Native.dynamic(8, 854, 480), (856, 480));
+        assert_eq!(InputSize::Native.dynamic(8, 1, 20_000), (8, 4096));
+    }
+}
