@@ -9,7 +9,7 @@ use super::graph::{self, Look};
 use super::sheet::{self, Row};
 use super::summary::{ConceptSummary, ConceptUse};
 use super::{concept_name, plot, table};
-use crate::bundle::ConceptNames;
+use crate::bundle::{ConceptEntry, ConceptNames};
 use crate::concepts::SegmentationConfig;
 use crate::datasets::images::ImageSet;
 use crate::embed::Model;
@@ -109,7 +109,7 @@ fn draw_graph(
     let mut thumbnails = BTreeMap::new();
     let mut shown = BTreeSet::new();
     for &concept in &joined {
-        if let Some(rgb) = names.get(usize::from(concept)).and_then(|entry| entry.rgb()) {
+        if let Some(rgb) = names.get(usize::from(concept)).and_then(ConceptEntry::rgb) {
             colours.set(concept, rgb);
         }
         if let Some(tile) = tiles.get(&concept).and_then(|tiles| tiles.first()) {
@@ -144,11 +144,13 @@ fn draw_sheets(
         .into_iter()
         .filter_map(|one| {
             let tiles = tiles.get(&one.concept)?;
-            let mut heading = heading(one, names);
-            if let Some(purity) = purities.get(&one.concept) {
-                let class = classes.get(purity.class).map_or("", String::as_str);
-                heading += &format!(", {:.0} % {class}", 100.0 * purity.purity);
-            }
+            let heading = match purities.get(&one.concept) {
+                Some(purity) => {
+                    let class = classes.get(purity.class).map_or("", String::as_str);
+                    format!("{}, {:.0} % {class}", heading(one, names), 100.0 * purity.purity)
+                }
+                None => heading(one, names),
+            };
             Some((heading, tiles.as_slice()))
         })
         .collect();

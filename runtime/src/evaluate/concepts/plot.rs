@@ -1,4 +1,4 @@
-//! The histogram of purities as SVG (figure 4 of Hwang et al.).
+//! The histogram of purities as SVG.
 
 use plotters::prelude::*;
 

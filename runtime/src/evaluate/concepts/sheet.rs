@@ -1,4 +1,4 @@
-//! Sheets of segments that show what concepts stand for (figure 5 of Hwang et al.).
+//! Sheets of segments that show what concepts stand for.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

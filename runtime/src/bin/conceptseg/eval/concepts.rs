@@ -1,41 +1,32 @@
 //! `conceptseg eval concepts`: what the concepts of a bundle show.
 
+mod shown;
+
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use clap::ValueEnum;
-use comfy_table::{CellAlignment, Table};
-use conceptseg::bundle::ConceptNames;
 use conceptseg::concepts::SegmentationConfig;
 use conceptseg::datasets::images::ImageSet;
 use conceptseg::datasets::segmentation::{Classes, SegmentationDataset};
 use conceptseg::datasets::{camvid, coco, voc};
 use conceptseg::embed::Model;
 use conceptseg::evaluate::concepts::{
-    ConceptSummary, ConceptUse, ImageConcepts, Pictures, SummarySettings, concept_name, records,
-    sheet, summary, units,
+    ConceptSummary, ImageConcepts, Pictures, SummarySettings, records, sheet, summary, units,
 };
 use conceptseg::evaluate::report::{Report, Scores};
 use conceptseg::evaluate::run::{Inputs, Run, Stage, hash_each};
 use conceptseg::files::write_atomic;
 use conceptseg::metrics::purity::PurityReport;
 use indicatif::{ProgressBar, ProgressStyle};
-use maud::{PreEscaped, html};
-use serde_json::Value;
 
-use super::page::Section;
 use super::run::{self, RunArgs, finish, progress_bar};
 use super::segmentation::ModelArgs;
-use crate::davis::STYLE;
-use crate::scores::{purity_json, purity_text};
-
-/// Concepts in the table for people.
-const TOP: usize = 10;
+use crate::scores::purity_text;
+use shown::{figures, sections, use_text};
 
 #[derive(Debug, clap::Args)]
 pub struct ConceptArgs {
@@ -374,252 +365,5 @@ fn write_files(folder: &Path, pictures: &Pictures) -> Result<()> {
     Ok(())
 }
 
-/// The parts of the page.
-fn sections(
-    summed: &ConceptSummary,
-    pictures: &Pictures,
-    names: &ConceptNames,
-    classes: Option<&Classes>,
-) -> Vec<Section> {
-    let mut sections = Vec::new();
-    if let Some(svg) = &pictures.purity {
-        let note = "How far the segments of a concept show one class: the share of them in its most \
-                    frequent one.";
-        sections.push(Section::new("Purity", html! { p.note { (note) } (PreEscaped(svg)) }));
-    }
-    let (header, rows) = most_used(summed, names, classes);
-    let table = html! {
-        p { (dictionary_text(summed)) }
-        p.note { "The concepts of the most area; concepts.csv has all of them." }
-        table {
-            tr { @for (i, name) in header.iter().enumerate() { th.n[is_number(i)] { (name) } } }
-            @for row in rows {
-                tr { @for (i, cell) in row.iter().enumerate() { td.n[is_number(i)] { (cell) } } }
-            }
-        }
-    };
-    sections.push(Section::new("Use of the dictionary", table));
-    let graph = html! { (PreEscaped(&pictures.graph)) p.note { "graph.csv has all pairs." } };
-    sections.push(Section::new("Concepts that occur together", graph));
-    let sheets = html! {
-        p.note {
-            "Random segments of every concept in use, those of the most area first: the segment in \
-             colour, what is around it in grey."
-        }
-        @for sheet in &pictures.sheets {
-            img src={ "data:image/jpeg;base64," (STANDARD.encode(sheet)) } loading="lazy"
-                alt="segments of concepts" style="width: 100%";
-        }
-    };
-    sections.push(Section::new("What concepts look like", sheets));
-    sections
-}
-
-/// The figures of a set.
-fn figures(summed: &ConceptSummary, classes: Option<&Classes>) -> Result<Value> {
-    let mut object = serde_json::to_value(summed)?;
-    if let (Some(purity), Some(classes)) = (&summed.purity, classes) {
-        object["purity"] = purity_json(purity, classes)?;
-    }
-    Ok(object)
-}
-
-fn class_name(classes: Option<&Classes>, class: usize) -> &str {
-    classes.and_then(|classes| classes.names.get(class)).map_or("", String::as_str)
-}
-
-/// Whether a column of [`most_used`] holds numbers.
-fn is_number(column: usize) -> bool {
-    (1..6).contains(&column)
-}
-
-/// The concepts of the most area: names of the columns, and rows.
-fn most_used(
-    summed: &ConceptSummary,
-    names: &ConceptNames,
-    classes: Option<&Classes>,
-) -> (Vec<&'static str>, Vec<Vec<String>>) {
-    let mut header = vec!["concept", "segments", "images", "area %", "similarity"];
-    if classes.is_some() {
-        header.extend(["purity %", "class"]);
-    }
-    let mut used: Vec<_> = summed.dictionary.per_concept.iter().collect();
-    used.sort_by_key(|one| (std::cmp::Reverse(one.area), one.concept));
-    let row = |one: &ConceptUse| {
-        let mut row = vec![
-            concept_name(names, one.concept),
-            one.segments.to_string(),
-            one.images.to_string(),
-            format!("{:.1}", 100.0 * one.area_share),
-            format!("{:.2}", one.similarity),
-        ];
-        let mut scored = summed.purity.iter().flat_map(|purity| &purity.per_concept);
-        if let Some(scored) = scored.find(|c| c.concept == usize::from(one.concept)) {
-            row.push(format!("{:.1}", 100.0 * scored.purity));
-            row.push(class_name(classes, scored.class).to_owned());
-        }
-        row.resize(header.len(), String::new());
-        row
-    };
-    let rows = used.into_iter().take(TOP).map(row).collect();
-    (header, rows)
-}
-
-/// How the dictionary is used, in sentences.
-fn dictionary_text(summed: &ConceptSummary) -> String {
-    let dictionary = &summed.dictionary;
-    format!(
-        "{} segments of {} of {} concepts, {} never used; as uneven as {:.1} equally frequent \
-         concepts by segments, {:.1} by area. {} pairs of concepts occur together more often than \
-         by chance.",
-        dictionary.segments,
-        dictionary.used,
-        dictionary.concepts,
-        dictionary.never_used.len(),
-        dictionary.perplexity_segments,
-        dictionary.perplexity_area,
-        summed.graph.edges.len()
-    )
-}
-
-/// The concepts of the most area, and how the dictionary is used.
-fn use_text(summed: &ConceptSummary, names: &ConceptNames, classes: Option<&Classes>) -> String {
-    let (header, rows) = most_used(summed, names, classes);
-    let mut table = Table::new();
-    table.load_style(STYLE);
-    table.set_header(header);
-    for row in rows {
-        table.add_row(row);
-    }
-    for column in (0..7).filter(|&column| is_number(column)) {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    format!("{table}\n{}\n", dictionary_text(summed))
-}
-
 #[cfg(test)]
-mod tests {
-    use super::super::segmentation::tests::{fixture, parse};
-    use super::*;
-
-    /// Arguments for the tiny bundle below `root`.
-    fn arguments(root: &Path, more: &[&str]) -> ConceptArgs {
-        let bundle = root.join("bundle").display().to_string();
-        let fixed = ["--bundle", &bundle, "--backend", "rten", "--short-side", "64"];
-        parse(&[&fixed[..], more].concat())
-    }
-
-    fn labelled(root: &Path, more: &[&str]) -> ConceptArgs {
-        let path = |name: &str| root.join(name).display().to_string();
-        let (data, classes) = (path("val"), path("classes.txt"));
-        let fixed = ["--data", "folder", "--root", &data, "--classes", &classes];
-        arguments(root, &[&fixed[..], more].concat())
-    }
-
-    fn written(out: &Path) -> Vec<String> {
-        let mut names = Vec::new();
-        for folder in [out.to_owned(), out.join("sheets")] {
-            for entry in std::fs::read_dir(folder).unwrap() {
-                names.push(entry.unwrap().file_name().into_string().unwrap());
-            }
-        }
-        names.sort();
-        names
-    }
-
-    fn summed(args: &ConceptArgs) -> ConceptSummary {
-        let (model, set) = (args.model.open().unwrap(), args.data.open(None).unwrap());
-        let run = Run::in_memory(args.inputs(&model, &set, None).unwrap());
-        let records = args.record(&model, &set, &run, "concepts").unwrap().finish().unwrap();
-        args.sum_up(&model, &set, &records).unwrap()
-    }
-
-    #[test]
-    fn concepts_of_labelled_images_are_counted_and_drawn() {
-        let root = fixture();
-        let out = root.path().join("out");
-        let shown = out.display().to_string();
-        let args = labelled(root.path(), &["--out", &shown, "--samples", "3", "--seed", "7"]);
-        run(&args, true).unwrap();
-        let files = [
-            "001.jpg",
-            "concepts.csv",
-            "graph.csv",
-            "graph.svg",
-            "journal",
-            "purity.svg",
-            "report.csv",
-            "report.html",
-            "report.json",
-            "sheets",
-        ];
-        assert_eq!(written(&out), files);
-        let sheet = image::open(out.join("sheets/001.jpg")).unwrap();
-        assert!(sheet.width() > 3 * sheet::TILE && sheet.height() > sheet::TILE);
-        let page = std::fs::read_to_string(out.join("report.html")).unwrap();
-        assert_eq!(page.matches("<svg").count(), 2);
-        assert!(page.contains("data:image/jpeg;base64,") && page.contains("purity over concepts"));
-        // The same again goes on from the journal; other settings are refused.
-        std::fs::write(out.join("sheets/002.jpg"), "of an earlier run").unwrap();
-        run(&args, true).unwrap();
-        assert_eq!(written(&out), files);
-        let other = labelled(root.path(), &["--out", &shown, "--rounds", "3"]);
-        let text = run(&other, true).unwrap_err().to_string();
-        assert!(text.contains("settings.rounds is 50 there and 3 here"), "{text}");
-
-        run(&labelled(root.path(), &[]), false).unwrap();
-        let summed = summed(&args);
-        let purity = summed.purity.unwrap();
-        assert!(purity.segments >= 6 && purity.used >= 1);
-        assert_eq!((summed.images, purity.unlabelled), (6, 0));
-        assert_eq!(summed.dictionary.area, 6 * 48 * 32);
-        assert_eq!(summed.dictionary.segments, purity.segments);
-        let report = Report::read(&out.join("report.json")).unwrap();
-        assert_eq!(report.figures["purity over concepts"].value, purity.mean);
-    }
-
-    #[test]
-    fn two_shards_write_what_one_process_writes() {
-        let root = fixture();
-        let path = |name: &str| root.path().join(name).display().to_string();
-        let (one, two) = (path("one"), path("two"));
-        run(&labelled(root.path(), &["--out", &one]), true).unwrap();
-        for shard in ["2/2", "1/2"] {
-            run(&labelled(root.path(), &["--out", &two, "--shard", shard]), true).unwrap();
-        }
-        for name in ["report.json", "report.html", "graph.svg", "concepts.csv", "sheets/001.jpg"] {
-            let read = |folder: &str| std::fs::read(Path::new(folder).join(name)).unwrap();
-            assert!(read(&one) == read(&two), "{name} differs");
-        }
-    }
-
-    #[test]
-    fn images_without_labels_give_all_but_the_purity() {
-        let root = fixture();
-        let path = |name: &str| root.path().join(name).display().to_string();
-        let (images, out) = (path("val/images"), root.path().join("plain"));
-        let shown = out.display().to_string();
-        let args = arguments(root.path(), &["--images", &images, "--out", &shown]);
-        run(&args, true).unwrap();
-        run(&arguments(root.path(), &["--images", &images, "--min-images", "1"]), false).unwrap();
-        assert!(!out.join("purity.svg").exists() && out.join("report.html").is_file());
-        let csv = std::fs::read_to_string(out.join("concepts.csv")).unwrap();
-        assert_eq!(csv.lines().count(), 1 + 6);
-        let (plain, with_labels) = (summed(&args), summed(&labelled(root.path(), &[])));
-        assert_eq!(plain.dictionary, with_labels.dictionary);
-        assert_eq!(plain.graph, with_labels.graph);
-        assert_eq!(plain.purity, None);
-    }
-
-    #[test]
-    fn what_cannot_be_asked_is_refused() {
-        let root = fixture();
-        let text = run(&labelled(root.path(), &["--beside", "train"]), true).unwrap_err();
-        assert!(text.to_string().contains("a single split"), "{text}");
-        let voc = ["--data", "voc", "--root", "x", "--split", "test"];
-        let text = run(&arguments(root.path(), &voc), true).unwrap_err().to_string();
-        assert!(text.contains("VOC has no split test"), "{text}");
-    }
-}
+mod tests;

@@ -42,7 +42,7 @@ pub enum Command {
     ///
     /// With labels: how far the segments of each concept show one class. Without (`--images`):
     /// all the rest. `--out` adds the histogram, the graph, tables, and sheets of segments.
-    Concepts(concepts::ConceptArgs),
+    Concepts(Box<concepts::ConceptArgs>),
     /// Compare two reports on the same images or sequences: differences with their confidence.
     Compare(compare::Args),
 }

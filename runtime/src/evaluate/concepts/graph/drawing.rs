@@ -73,7 +73,8 @@ pub fn svg(
     // Writing to a string cannot fail.
     let strongest = edges.iter().map(|edge| edge.pmi).fold(f64::MIN_POSITIVE, f64::max);
     for (edge, &(i, j)) in edges.iter().zip(&ends) {
-        let ((x1, y1), (x2, y2), share) = (at(i), at(j), edge.pmi / strongest);
+        let ((x1, y1), (x2, y2)) = (at(i), at(j));
+        let share = (edge.pmi / strongest).max(0.0);
         let _ = writeln!(
             svg,
             "<line x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\" stroke=\"#5b6b7b\" \
