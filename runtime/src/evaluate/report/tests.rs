@@ -28,8 +28,10 @@ fn masks(all: &[(&str, &[f64])]) -> Report {
     Report::new(inputs(), Scores::Masks { sequences })
 }
 
-fn classes(images: &[(&str, &[(u8, u8, u64)])]) -> Report {
-    let image = |&(name, pixels): &(&str, &[(u8, u8, u64)])| ImageClasses {
+type Pixels = [(u8, u8, u64)];
+
+fn classes(images: &[(&str, &Pixels)]) -> Report {
+    let image = |&(name, pixels): &(&str, &Pixels)| ImageClasses {
         name: name.to_owned(),
         pixels: pixels.to_vec(),
     };

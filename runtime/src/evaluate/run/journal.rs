@@ -45,11 +45,9 @@ impl Journal {
         let failed = || RunError::io("write to", path);
         let mut options = OpenOptions::new();
         let mut file = options.read(true).append(true).create(true).open(path).map_err(failed())?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(RunError::Busy { path: path.to_owned() }),
-            // A file system without locks: then nobody can be kept out.
-            Err(TryLockError::Error(_)) => {}
+        // On a file system without locks nobody can be kept out.
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            return Err(RunError::Busy { path: path.to_owned() });
         }
         let whole = complete_bytes(&mut file).map_err(failed())?;
         file.set_len(whole).map_err(failed())?;
