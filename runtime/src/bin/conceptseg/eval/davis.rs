@@ -216,7 +216,7 @@ impl Method {
             }
         };
         let layout = args.layout.to_possible_value();
-        settings["layout"] = json!(layout.as_ref().map(|layout| layout.get_name()));
+        settings["layout"] = json!(layout.as_ref().map(clap::builder::PossibleValue::get_name));
         settings["resolution"] = json!(args.resolution);
         settings["sequences"] = json!(prepared.len());
         let annotations: Vec<PathBuf> = prepared
@@ -377,7 +377,7 @@ pub mod tests {
                     assert_eq!(reader.info().palette.as_deref(), Some(PALETTE.as_flattened()));
                 }
                 let given = LabelMap::read_png(&out.path().join("masks/box/00000.png")).unwrap();
-                assert_eq!(given.data.iter().filter(|&&id| id == 1).count(), 4);
+                assert_eq!(given.data.iter().map(|&id| u32::from(id)).sum::<u32>(), 4);
                 let scored = conceptseg::metrics::davis::score_folders(
                     &root.path().join("Annotations/480p/box"),
                     &out.path().join("masks/box"),
