@@ -118,7 +118,7 @@ impl StreamState {
     /// The state before the first frame.
     pub fn new(model: Arc<Model>, config: StreamConfig) -> Self {
         Self {
-            embedder: FrameEmbedder::new(&model),
+            embedder: FrameEmbedder::new(model),
             labeler: ConceptLabeler::new(),
             propagator: Propagator::new(config.propagation.clone()),
             given: None,

@@ -66,15 +66,15 @@ pub struct FrameEmbedder {
 
 impl FrameEmbedder {
     /// An embedder without memory yet.
-    pub fn new(model: &Arc<Model>) -> Self {
+    pub fn new(model: Arc<Model>) -> Self {
         let entry = &model.bundle().manifest.input;
         Self {
             preprocessor: Preprocessor::new(Normalization { mean: entry.mean, std: entry.std }),
-            model: Arc::clone(model),
             size: (0, 0),
             input: Vec::new(),
             output: Vec::new(),
             map: EmbeddingMap::default(),
+            model,
         }
     }
 

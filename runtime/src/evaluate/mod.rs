@@ -100,7 +100,7 @@ pub struct Embedder {
 impl Embedder {
     /// For images brought to `short_side` pixels; bundles of a fixed size ignore that.
     pub fn new(model: &Arc<Model>, short_side: u32) -> Self {
-        Self { frames: FrameEmbedder::new(model), short_side }
+        Self { frames: FrameEmbedder::new(Arc::clone(model)), short_side }
     }
 
     /// The embeddings of `image`, seen at `scale` times the short side.

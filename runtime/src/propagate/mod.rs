@@ -34,14 +34,14 @@ pub enum FirstLabels {
     Area,
     /// Each cell gets the instance at its centre, as the DINO protocol does.
     Nearest,
-    /// Each cell gets the share of the pixels around its centre, as TimeCycle and CRW do.
+    /// Each cell gets the share of the pixels around its centre, as `TimeCycle` and CRW do.
     Bilinear,
 }
 
 /// How labels are carried. The published protocols differ in more than numbers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Protocol {
-    /// Variant A, like TimeCycle (Wang et al., 2019, "Learning correspondence from the
+    /// Variant A, like `TimeCycle` (Wang et al., 2019, "Learning correspondence from the
     /// cycle-consistency of time"): a softmax over the cells of each context frame, of which
     /// the best few give their labels; the mean over the context frames is scaled to 0..1
     /// channel by channel and carried on like that. Before the start, the first frame is
@@ -86,7 +86,7 @@ impl Default for PropagationConfig {
 }
 
 impl PropagationConfig {
-    /// The settings of TimeCycle: no window. Frames are squashed to 320x320 pixels for it.
+    /// The settings of `TimeCycle`: no window. Frames are squashed to 320x320 pixels for it.
     pub fn variant_a() -> Self {
         Self {
             protocol: Protocol::TimeCycle,

@@ -188,7 +188,7 @@ impl Tracker {
 impl Pass<'_> {
     /// The scores with the first of `configs`, at least one of them, as many as fit into memory.
     fn run(&self, configs: &[&PropagationConfig], speed: &mut Speed) -> Result<Vec<SequenceScore>> {
-        let mut embedder = FrameEmbedder::new(self.model);
+        let mut embedder = FrameEmbedder::new(Arc::clone(self.model));
         let mut trackers = Vec::new();
         for (index, frame) in self.prepared.sequence.frames.iter().enumerate() {
             self.embed(&mut embedder, frame, speed)?;

@@ -99,7 +99,7 @@ fn draw_panel<B: DrawingBackend>(
     let middle = local(place(f64::midpoint(first, last)), 22);
     let title = format!("{} (J&F: best, mean)", panel.title);
     area.draw(&Text::new(title, middle, text(13, &INK)))?;
-    for (colour, left) in [(BEST, 84), (MEAN, 92)] {
+    for (colour, left) in [(BEST, 92), (MEAN, 84)] {
         let at = local(place(f64::midpoint(first, last)), 28);
         let spot = (at.0 - left - 10, at.1);
         area.draw(&Circle::new(spot, 3, colour.filled()))?;
