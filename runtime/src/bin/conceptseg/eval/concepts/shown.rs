@@ -63,7 +63,9 @@ pub(super) fn sections(
 /// The figures of a set.
 pub(super) fn figures(summed: &ConceptSummary, classes: Option<&Classes>) -> Result<Value> {
     let mut object = serde_json::to_value(summed)?;
-    for one in object["purity"]["per_concept"].as_array_mut().into_iter().flatten() {
+    // Indexing would put an object in the place of a purity that there is not.
+    let scored = object.pointer_mut("/purity/per_concept").and_then(Value::as_array_mut);
+    for one in scored.into_iter().flatten() {
         let class = one["class"].as_u64().unwrap_or(0) as usize;
         one["class_name"] = class_name(classes, class).into();
     }
