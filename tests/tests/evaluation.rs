@@ -25,7 +25,7 @@ impl Set {
         let classes = dir.path().join("classes.txt");
         let names: Vec<String> = (0..20).map(|id| format!("object {id}")).collect();
         fs::write(&classes, names.join("\n")).unwrap();
-        Self { bundle, scene, classes, dir }
+        Self { dir, bundle, scene, classes }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -150,7 +150,8 @@ fn ray_runs_the_parts() {
     assert_eq!(answer.code, 0, "{answer:?}");
     assert_eq!(set.reports("ray"), set.reports("one"));
 
-    let mut command = Command::new(std::env::var_os("CONCEPTSEG_PYTHON").unwrap_or("python3".into()));
+    let mut command =
+        Command::new(std::env::var_os("CONCEPTSEG_PYTHON").unwrap_or("python3".into()));
     command.arg(root().join("scripts/ray-eval")).args(["--parts", "2", "--local", "2", "--out"]);
     command.arg(set.path("bad")).arg("--").arg(&built().conceptseg);
     command.args(["eval", "folder", "--bundle", "nowhere"]);

@@ -108,6 +108,7 @@ fn images_without_labels_give_all_but_the_purity() {
     assert_eq!(plain.dictionary, with_labels.dictionary);
     assert_eq!(plain.graph, with_labels.graph);
     assert_eq!(plain.purity, None);
+    assert!(figures(&plain, None).unwrap()["purity"].is_null());
 }
 
 #[test]
