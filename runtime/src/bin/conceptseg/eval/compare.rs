@@ -37,6 +37,8 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
 }
 
 fn text(comparison: &Comparison) -> String {
+    // Writing to a string cannot fail.
+    use std::fmt::Write as _;
     let percent = |v: f64| format!("{:.2}", 100.0 * v);
     let signed = |v: f64| format!("{:+.2}", 100.0 * v);
     let mut table = Table::new();
@@ -69,12 +71,14 @@ fn text(comparison: &Comparison) -> String {
     let won = named(&mut comparison.per_unit.iter().rev().filter(|u| u.b > u.a));
     for (what, units) in [("lost most", lost), ("gained most", won)] {
         if !units.is_empty() {
-            text += &format!("{what} ({}): {units}\n", comparison.unit_figure);
+            let _ = writeln!(text, "{what} ({}): {units}", comparison.unit_figure);
         }
     }
     match &comparison.differs_in {
         // "there" is A's report, "here" is B's.
-        Some(clause) => text += &format!("first difference of the inputs: {}\n", sides(clause)),
+        Some(clause) => {
+            let _ = writeln!(text, "first difference of the inputs: {}", sides(clause));
+        }
         None => text += "the inputs are equal\n",
     }
     text

@@ -24,7 +24,7 @@ use conceptseg::metrics::purity::PurityReport;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::run::{self, RunArgs, finish, progress_bar};
-use super::segmentation::ModelArgs;
+use super::segmentation::{ModelArgs, bundle_inputs};
 use crate::scores::purity_text;
 use shown::{figures, sections, use_text};
 
@@ -220,7 +220,7 @@ impl ConceptArgs {
             settings["beside"] = other.name.clone().into();
             settings["images beside"] = other.images.len().into();
         }
-        let mut inputs = self.model.inputs("concepts", model, settings);
+        let mut inputs = bundle_inputs("concepts", model, settings);
         if set.images.classes().is_some() {
             inputs = inputs.with("annotations", labels(set)?);
         }

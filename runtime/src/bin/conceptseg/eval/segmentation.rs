@@ -236,7 +236,7 @@ pub(super) fn evaluate(
         model_args.bundle.display()
     );
     let start = Instant::now();
-    let linear = method.linear.as_ref().map(|path| method.read_linear(path, &model, val));
+    let linear = method.linear.as_ref().map(|path| read_linear(path, &model, val));
     let linear = linear.transpose()?;
     let run = run_args.open(method.inputs(kind, model_args, &model, train, val)?)?;
     let short_side = model_args.short_side;
@@ -308,6 +308,21 @@ pub(super) fn evaluate(
     Ok(())
 }
 
+fn read_linear(path: &Path, model: &Model, val: &SegmentationDataset) -> Result<LinearClassifier> {
+    let linear = LinearClassifier::read(path)?;
+    let dim = model.bundle().manifest.embedder.dim;
+    ensure!(
+        (linear.classes, linear.dim) == (val.classes.count(), dim),
+        "{} is for {} classes and {} dimensions, but the data set has {} classes and the bundle \
+         {dim} dimensions; train one for both with conceptseg-train linear-probe",
+        path.display(),
+        linear.classes,
+        linear.dim,
+        val.classes.count()
+    );
+    Ok(linear)
+}
+
 /// An image with its truth and what was found.
 fn shown(
     name: &str,
@@ -341,14 +356,14 @@ impl ModelArgs {
             },
         })
     }
+}
 
-    /// `settings` with the hashes of the bundle's files.
-    pub(super) fn inputs(&self, kind: &str, model: &Model, settings: Value) -> Inputs {
-        let manifest = &model.bundle().manifest;
-        Inputs::new(kind, settings)
-            .with("embedder", manifest.embedder.sha256.clone())
-            .with("concepts", manifest.concepts.sha256.clone())
-    }
+/// `settings` with the hashes of the bundle's files.
+pub(super) fn bundle_inputs(kind: &str, model: &Model, settings: Value) -> Inputs {
+    let manifest = &model.bundle().manifest;
+    Inputs::new(kind, settings)
+        .with("embedder", manifest.embedder.sha256.clone())
+        .with("concepts", manifest.concepts.sha256.clone())
 }
 
 impl MethodArgs {
@@ -390,7 +405,7 @@ impl MethodArgs {
             }
             _ => settings["method"] = "linear".into(),
         }
-        let mut inputs = model_args.inputs(kind, model, settings).with("annotations", labels(val)?);
+        let mut inputs = bundle_inputs(kind, model, settings).with("annotations", labels(val)?);
         if let (None, Some(train)) = (&self.linear, train) {
             inputs = inputs.with("training annotations", labels(train)?);
         }
@@ -410,26 +425,6 @@ impl MethodArgs {
             },
             windows: (self.protocol == ProtocolArg::Windowed).then(Windows::default),
         }
-    }
-
-    fn read_linear(
-        &self,
-        path: &Path,
-        model: &Model,
-        val: &SegmentationDataset,
-    ) -> Result<LinearClassifier> {
-        let linear = LinearClassifier::read(path)?;
-        let dim = model.bundle().manifest.embedder.dim;
-        ensure!(
-            (linear.classes, linear.dim) == (val.classes.count(), dim),
-            "{} is for {} classes and {} dimensions, but the data set has {} classes and the bundle \
-             {dim} dimensions; train one for both with conceptseg-train linear-probe",
-            path.display(),
-            linear.classes,
-            linear.dim,
-            val.classes.count()
-        );
-        Ok(linear)
     }
 }
 

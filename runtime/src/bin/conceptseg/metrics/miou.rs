@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 
-use super::{Labels, surplus_json, surplus_line};
+use super::{Truth, surplus_json, surplus_line};
 use crate::scores::{miou_json, miou_table, progress_bar};
 
 #[derive(Debug, clap::Args)]
@@ -15,7 +15,7 @@ pub struct MiouArgs {
     #[arg(long, value_name = "DIR")]
     results: PathBuf,
     #[command(flatten)]
-    pub(super) labels: Labels,
+    pub(super) labels: Truth,
 }
 
 pub fn run(args: &MiouArgs, json: bool) -> Result<()> {

@@ -54,7 +54,7 @@ struct ClassSource {
 
 /// The labels and what they mean.
 #[derive(Debug, clap::Args)]
-struct Labels {
+struct Truth {
     /// Folder of ground-truth PNGs of the same names.
     #[arg(long, value_name = "DIR")]
     labels: PathBuf,
@@ -84,7 +84,7 @@ pub fn run(command: &Command, json: bool) -> Result<()> {
     }
 }
 
-impl Labels {
+impl Truth {
     fn classes(&self) -> Result<Classes> {
         let void = self.void.unwrap_or(255);
         let mut classes = match &self.classes {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use conceptseg::metrics::files::PurityRules;
 use serde_json::json;
 
-use super::{Labels, surplus_json, surplus_line};
+use super::{Truth, surplus_json, surplus_line};
 use crate::scores::{progress_bar, purity_json, purity_text};
 
 #[derive(Debug, clap::Args)]
@@ -16,7 +16,7 @@ pub struct PurityArgs {
     #[arg(long, value_name = "DIR")]
     concepts: PathBuf,
     #[command(flatten)]
-    labels: Labels,
+    labels: Truth,
     /// Number of concepts; one more than the highest id found without this option.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     num_concepts: Option<u32>,
