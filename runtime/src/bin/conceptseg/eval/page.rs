@@ -26,6 +26,7 @@ figure { margin: 0 } figcaption, .note { color: var(--soft); font-size: 13px }
 svg { max-width: 100%; height: auto }
 .wide { overflow-x: auto }
 .heat td { padding: .1em .35em; font-size: 11px; text-align: right; border: 0 }
+.heat td.strong { color: var(--ground) }
 .heat th { font-size: 11px; padding: .1em .35em }
 .spark { vertical-align: middle } .spark polyline { fill: none; stroke: var(--bar); stroke-width: 1.5 }
 .spark line { stroke: var(--line) }
@@ -203,14 +204,18 @@ fn confusion(classes: &[String], pixels: impl Iterator<Item = (u8, u8, u64)>) ->
                     tr {
                         th { (key(class)) (classes[class]) }
                         @for share in shares {
-                            @let strength = format!("background:color-mix(in srgb, var(--bar) {:.0}%, transparent)", 100.0 * share);
-                            td style=(strength) { @if share >= 0.005 { (format!("{:.0}", 100.0 * share)) } }
+                            td.strong[share > 0.5] style=(strength(share)) { @if share >= 0.005 { (format!("{:.0}", 100.0 * share)) } }
                         }
                     }
                 }
             }
         }
     }
+}
+
+/// A background as strong as the share.
+fn strength(share: f64) -> String {
+    format!("background:color-mix(in srgb, var(--bar) {:.0}%, transparent)", 100.0 * share)
 }
 
 /// Rows of three pictures.
@@ -238,9 +243,10 @@ pub fn sparkline(values: &[f64]) -> Markup {
         .collect();
     html! {
         svg.spark width=(width) height=(height) viewBox={ "0 0 " (width) " " (height) } {
-            line x1="0" y1=(height - 1.0) x2=(width) y2=(height - 1.0);
-            line x1="0" y1="1" x2=(width) y2="1";
-            polyline points=(points.join(" "));
+            // Closed: in SVG no element is void.
+            line x1="0" y1=(height - 1.0) x2=(width) y2=(height - 1.0) {}
+            line x1="0" y1="1" x2=(width) y2="1" {}
+            polyline points=(points.join(" ")) {}
         }
     }
 }
@@ -258,4 +264,37 @@ fn bar(share: f64) -> Markup {
 fn percent(value: f64) -> String {
     // Adding zero after rounding turns -0.00 into 0.00.
     format!("{:.2}", (1e4 * value).round() / 1e2 + 0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use conceptseg::evaluate::report::ImageClasses;
+    use conceptseg::evaluate::run::Inputs;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_page_loads_nothing_and_shows_what_the_report_holds() {
+        let pixels = vec![(0, 0, 60), (0, 1, 20), (1, 1, 20)];
+        let images = vec![ImageClasses { name: "x".to_owned(), pixels }];
+        let classes = vec!["ground".to_owned(), "<dog>".to_owned()];
+        let inputs = Inputs::new("voc", json!({ "bundle": "mine" }));
+        let report = Report::new(inputs, Scores::Classes { classes, images });
+        let shown = Shown { name: "x".to_owned(), pictures: [const { String::new() }; 3] };
+        let section = Section::new("Images", pictures(&[shown], ["a", "b", "c"]));
+        let text = page(&report, vec![section]).into_string();
+        for part in ["mine on voc", "&lt;dog&gt;", "80.00", "<h2>Images</h2>", "every setting"] {
+            assert!(text.contains(part), "{part} is missing in {text}");
+        }
+        assert!(!text.contains("http") && !text.contains("<dog>"), "{text}");
+    }
+
+    #[test]
+    fn lines_are_drawn_from_1_above_to_0_below() {
+        let text = sparkline(&[1.0, 0.0, 0.5]).into_string();
+        assert!(text.contains("points=\"0.0,1.0 160.0,35.0 320.0,18.0\""), "{text}");
+        assert!(text.ends_with("</polyline></svg>"), "{text}");
+        assert_eq!(percent(-0.000_01), "0.00");
+    }
 }
