@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::RunError;
+use super::{RunError, Unit};
 use crate::files::{feed, hex};
 
 /// Everything that decides the results of an evaluation. Two runs with equal inputs give equal
@@ -86,6 +86,16 @@ pub fn hash_files(paths: &[PathBuf]) -> Result<String, RunError> {
         copy().map_err(RunError::io("read", path))?;
     }
     Ok(hex(&hasher.finalize()))
+}
+
+/// SHA-256 over the names of units, in their order: the list that they came from.
+pub fn hash_names(units: &[Unit]) -> String {
+    let mut hasher = Sha256::new();
+    for unit in units {
+        hasher.update(unit.name.as_bytes());
+        hasher.update(b"\n");
+    }
+    hex(&hasher.finalize())
 }
 
 /// SHA-256 over the hashes of many files, in their order; read on all cores.

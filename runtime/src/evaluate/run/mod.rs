@@ -21,7 +21,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use inputs::{Inputs, hash_each, hash_files};
+pub use inputs::{Inputs, hash_each, hash_files, hash_names};
 use journal::{Journal, Record};
 pub use shard::{Shard, ShardError};
 

@@ -18,7 +18,7 @@ use conceptseg::evaluate::concepts::{
     ConceptSummary, ImageConcepts, Pictures, SummarySettings, records, sheet, summary, units,
 };
 use conceptseg::evaluate::report::{Report, Scores};
-use conceptseg::evaluate::run::{Inputs, Run, Stage, hash_each};
+use conceptseg::evaluate::run::{Inputs, Run, Stage, hash_each, hash_names};
 use conceptseg::files::write_atomic;
 use conceptseg::metrics::purity::PurityReport;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -220,12 +220,15 @@ impl ConceptArgs {
             settings["beside"] = other.name.clone().into();
             settings["images beside"] = other.images.len().into();
         }
-        let mut inputs = bundle_inputs("concepts", model, settings);
+        let mut inputs = bundle_inputs("concepts", model, settings)
+            .with("list", hash_names(&units(&set.images)));
         if set.images.classes().is_some() {
             inputs = inputs.with("annotations", labels(set)?);
         }
         if let Some(other) = beside {
-            inputs = inputs.with("annotations beside", labels(other)?);
+            inputs = inputs
+                .with("annotations beside", labels(other)?)
+                .with("list beside", hash_names(&units(&other.images)));
         }
         Ok(inputs)
     }

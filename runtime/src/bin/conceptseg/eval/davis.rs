@@ -10,7 +10,7 @@ use conceptseg::backend::{BackendKind, BackendOptions};
 use conceptseg::datasets::davis::DavisDataset;
 use conceptseg::embed::Model;
 use conceptseg::evaluate::report::{Report, Scores, SequenceMasks};
-use conceptseg::evaluate::run::{Inputs, Unit, hash_each};
+use conceptseg::evaluate::run::{Inputs, Unit, hash_each, hash_names};
 use conceptseg::labels::LabelMap;
 use conceptseg::metrics::davis::SequenceScore;
 use maud::{Markup, html};
@@ -129,8 +129,9 @@ pub fn run(args: &DavisArgs, json: bool) -> Result<()> {
         return Ok(());
     }
 
-    let run = args.run.open(method.inputs(&prepared)?)?;
     let units: Vec<Unit> = prepared.iter().map(unit).collect();
+    let inputs = method.inputs(&prepared)?.with("list", hash_names(&units));
+    let run = args.run.open(inputs)?;
     let stage = run.stage::<SequenceScore>("sequences", &units)?;
     let masks = run.folder().map(|folder| folder.join(MASKS));
     if let Some(masks) = &masks {

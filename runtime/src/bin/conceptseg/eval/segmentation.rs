@@ -18,7 +18,7 @@ use conceptseg::evaluate::classes::{
 };
 use conceptseg::evaluate::linear::LinearClassifier;
 use conceptseg::evaluate::report::{ImageClasses, Report, Scores};
-use conceptseg::evaluate::run::{Inputs, hash_each, hash_files};
+use conceptseg::evaluate::run::{Inputs, hash_each, hash_files, hash_names};
 use conceptseg::evaluate::units;
 use conceptseg::evaluate::windows::Windows;
 use conceptseg::labels::LabelMap;
@@ -405,9 +405,13 @@ impl MethodArgs {
             }
             _ => settings["method"] = "linear".into(),
         }
-        let mut inputs = bundle_inputs(kind, model, settings).with("annotations", labels(val)?);
+        let mut inputs = bundle_inputs(kind, model, settings)
+            .with("annotations", labels(val)?)
+            .with("list", hash_names(&units(val)));
         if let (None, Some(train)) = (&self.linear, train) {
-            inputs = inputs.with("training annotations", labels(train)?);
+            inputs = inputs
+                .with("training annotations", labels(train)?)
+                .with("training list", hash_names(&units(train)));
         }
         if let Some(path) = &self.linear {
             inputs = inputs.with("classifier", hash_files(std::slice::from_ref(path))?);
