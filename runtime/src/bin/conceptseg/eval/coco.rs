@@ -8,8 +8,9 @@ use conceptseg::datasets::coco::{self, Kind, MIN_TRAIN_PIXELS, Source};
 use conceptseg::datasets::segmentation::SegmentationDataset;
 use conceptseg::datasets::voc::Split;
 
+use super::model::ModelArgs;
 use super::run::RunArgs;
-use super::segmentation::{MethodArgs, ModelArgs, evaluate};
+use super::segmentation::{MethodArgs, evaluate};
 
 /// COCO 2017.
 #[derive(Debug, clap::Args)]

@@ -23,8 +23,8 @@ use conceptseg::files::write_atomic;
 use conceptseg::metrics::purity::PurityReport;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::model::{ModelArgs, bundle_inputs};
 use super::run::{self, RunArgs, finish, progress_bar};
-use super::segmentation::{ModelArgs, bundle_inputs};
 use crate::scores::purity_text;
 use shown::{figures, sections, use_text};
 

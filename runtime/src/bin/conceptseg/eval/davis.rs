@@ -1,5 +1,7 @@
 //! `conceptseg eval davis`: carries the first masks of sequences and scores what comes of them.
 
+mod shown;
+
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,14 +13,11 @@ use conceptseg::datasets::davis::DavisDataset;
 use conceptseg::embed::Model;
 use conceptseg::evaluate::report::{Report, Scores, SequenceMasks};
 use conceptseg::evaluate::run::{Inputs, Unit, hash_each, hash_names};
-use conceptseg::labels::LabelMap;
 use conceptseg::metrics::davis::SequenceScore;
-use maud::{Markup, html};
 use serde_json::{Value, json};
 
 use super::carry::{Prepared, Speed, evaluate, hold_still, prepare};
-use super::page::{self, Section, Shown};
-use super::pictures;
+use super::page::Section;
 use super::run::{self, RunArgs, finish};
 use super::setting::{Setting, SettingArgs};
 use super::sweep::{Axis, Sweep};
@@ -27,8 +26,6 @@ use crate::davis::{LayoutArg, Selection, progress_bar, table};
 /// Folder of the masks in the run folder, as masks/<sequence>/00000.png: palette PNGs of object
 /// ids, which `metrics davis` and the official tool read.
 const MASKS: &str = "masks";
-/// Sequences of which pictures are shown in the report.
-const SHOWN: usize = 12;
 
 #[derive(Debug, clap::Args)]
 pub struct DavisArgs {
@@ -167,8 +164,8 @@ pub fn run(args: &DavisArgs, json: bool) -> Result<()> {
         Report::new(run.inputs().clone(), Scores::Masks { sequences: sequences.collect() });
     let table_of = report.scores.masks().context("no sequence was scored")?;
     if let Some(masks) = &masks {
-        let mut sections = vec![Section::new("Frame by frame", over_time(&units, &scores))];
-        sections.extend(shown(&prepared, masks)?);
+        let mut sections = vec![Section::new("Frame by frame", shown::over_time(&units, &scores))];
+        sections.extend(shown::masks(&prepared, masks)?);
         run::write(&run, &report, sections)?;
     }
     let mut stdout = std::io::stdout().lock();
@@ -202,55 +199,6 @@ fn unit(prepared: &Prepared) -> Unit {
     let images = frames.iter().map(|f| f.image.clone());
     let annotations = frames.iter().map(|f| f.annotation.clone());
     Unit { name: prepared.sequence.name.clone(), files: images.chain(annotations).collect() }
-}
-
-/// J&F of every object in every evaluated frame.
-fn over_time(units: &[Unit], scores: &[SequenceScore]) -> Markup {
-    html! {
-        p.note { "J&F of every object from the second frame to the last but one; the lines are 0 and 1." }
-        table {
-            @for (unit, score) in units.iter().zip(scores) {
-                @for object in &score.objects {
-                    @let both = object.region().into_iter().zip(object.boundary());
-                    @let values: Vec<f64> = both.map(|(j, f)| f64::midpoint(j, f)).collect();
-                    tr {
-                        td { (unit.name) @if score.objects.len() > 1 { " – object " (object.id) } }
-                        td { (page::sparkline(&values)) }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// The first, middle and last frame of each sequence with its masks; of sequences whose masks
-/// are in this folder.
-fn shown(prepared: &[Prepared], masks: &Path) -> Result<Option<Section>> {
-    let mut all = Vec::new();
-    for at in pictures::spread(prepared.len(), SHOWN) {
-        let sequence = &prepared[at].sequence;
-        let frames = &sequence.frames;
-        let mut pictures = [const { String::new() }; 3];
-        let mut found = true;
-        for (picture, at) in pictures.iter_mut().zip([0, frames.len() / 2, frames.len() - 1]) {
-            let mask = masks.join(&sequence.name).join(format!("{}.png", frames[at].name));
-            if !mask.is_file() {
-                found = false;
-                break;
-            }
-            let image = image::open(&frames[at].image)
-                .with_context(|| format!("cannot decode {}", frames[at].image.display()))?
-                .into_rgb8();
-            let drawn = pictures::overlay(&image, &LabelMap::read_png(&mask)?, Some(0), 255);
-            *picture = pictures::jpeg(&drawn)?;
-        }
-        if found {
-            all.push(Shown { name: sequence.name.clone(), pictures });
-        }
-    }
-    let captions = ["the first frame with the mask given", "the middle frame", "the last frame"];
-    let section = || Section::new("Masks", page::pictures(&all, captions));
-    Ok((!all.is_empty()).then(section))
 }
 
 /// Makes the folder and finds out whether files can be made in it, so that hours of work

@@ -5,6 +5,7 @@ mod coco;
 mod compare;
 mod concepts;
 mod davis;
+mod model;
 mod page;
 mod pictures;
 mod run;

@@ -3,12 +3,10 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
-use conceptseg::backend::{BackendKind, BackendOptions};
 use conceptseg::bundle::SizeRule;
 use conceptseg::datasets::segmentation::{Classes, SegmentationDataset};
 use conceptseg::datasets::{camvid, voc};
@@ -23,29 +21,13 @@ use conceptseg::evaluate::units;
 use conceptseg::evaluate::windows::Windows;
 use conceptseg::labels::LabelMap;
 use image::RgbImage;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::model::{ModelArgs, bundle_inputs};
 use super::page::{self, Section, Shown};
 use super::pictures;
 use super::run::{self, RunArgs, finish, progress_bar};
 use crate::scores::{miou_json, miou_table};
-
-/// The model and how it sees images.
-#[derive(Debug, clap::Args)]
-pub(super) struct ModelArgs {
-    /// Folder of the model bundle.
-    #[arg(long, value_name = "DIR")]
-    bundle: PathBuf,
-    /// What runs the network.
-    #[arg(long, value_enum, default_value_t)]
-    backend: BackendKind,
-    /// Threads of the network; 0: one per core.
-    #[arg(long, default_value_t = 0)]
-    threads: usize,
-    /// Short side of the network's input in pixels; bundles of a fixed size ignore it.
-    #[arg(long, default_value_t = 336, value_parser = clap::value_parser!(u32).range(32..=4096))]
-    pub(super) short_side: u32,
-}
 
 /// How classes are decided.
 #[derive(Debug, clap::Args)]
@@ -336,34 +318,6 @@ fn shown(
     let pictures =
         [pictures::jpeg(image)?, pictures::jpeg(&draw(truth))?, pictures::jpeg(&draw(found))?];
     Ok(Shown { name: name.to_owned(), pictures })
-}
-
-impl ModelArgs {
-    pub(super) fn open(&self) -> Result<Arc<Model>> {
-        let options = BackendOptions { kind: self.backend, threads: self.threads };
-        Ok(Model::open(&self.bundle, &options)?)
-    }
-
-    /// What a figure was reached with.
-    pub(super) fn settings(&self, model: &Model) -> Value {
-        let manifest = &model.bundle().manifest;
-        json!({
-            "bundle": manifest.name,
-            "backend": model.backend_name(),
-            "input": match manifest.embedder.size {
-                SizeRule::Fixed([h, w]) => format!("{w}x{h}"),
-                SizeRule::Dynamic => format!("short side {}", self.short_side),
-            },
-        })
-    }
-}
-
-/// `settings` with the hashes of the bundle's files.
-pub(super) fn bundle_inputs(kind: &str, model: &Model, settings: Value) -> Inputs {
-    let manifest = &model.bundle().manifest;
-    Inputs::new(kind, settings)
-        .with("embedder", manifest.embedder.sha256.clone())
-        .with("concepts", manifest.concepts.sha256.clone())
 }
 
 impl MethodArgs {

@@ -1,0 +1,56 @@
+//! The bundle that is evaluated, and how it sees images.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Result;
+use conceptseg::backend::{BackendKind, BackendOptions};
+use conceptseg::bundle::SizeRule;
+use conceptseg::embed::Model;
+use conceptseg::evaluate::run::Inputs;
+use serde_json::{Value, json};
+
+/// The model and how it sees images.
+#[derive(Debug, clap::Args)]
+pub struct ModelArgs {
+    /// Folder of the model bundle.
+    #[arg(long, value_name = "DIR")]
+    pub bundle: PathBuf,
+    /// What runs the network.
+    #[arg(long, value_enum, default_value_t)]
+    backend: BackendKind,
+    /// Threads of the network; 0: one per core.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Short side of the network's input in pixels; bundles of a fixed size ignore it.
+    #[arg(long, default_value_t = 336, value_parser = clap::value_parser!(u32).range(32..=4096))]
+    pub short_side: u32,
+}
+
+impl ModelArgs {
+    pub fn open(&self) -> Result<Arc<Model>> {
+        let options = BackendOptions { kind: self.backend, threads: self.threads };
+        Ok(Model::open(&self.bundle, &options)?)
+    }
+
+    /// What a figure was reached with.
+    pub fn settings(&self, model: &Model) -> Value {
+        let manifest = &model.bundle().manifest;
+        json!({
+            "bundle": manifest.name,
+            "backend": model.backend_name(),
+            "input": match manifest.embedder.size {
+                SizeRule::Fixed([h, w]) => format!("{w}x{h}"),
+                SizeRule::Dynamic => format!("short side {}", self.short_side),
+            },
+        })
+    }
+}
+
+/// `settings` with the hashes of the bundle's files.
+pub fn bundle_inputs(kind: &str, model: &Model, settings: Value) -> Inputs {
+    let manifest = &model.bundle().manifest;
+    Inputs::new(kind, settings)
+        .with("embedder", manifest.embedder.sha256.clone())
+        .with("concepts", manifest.concepts.sha256.clone())
+}
