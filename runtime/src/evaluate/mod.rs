@@ -23,6 +23,7 @@ use std::sync::Arc;
 use image::RgbImage;
 use rayon::prelude::*;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::concepts::ConceptError;
 use crate::datasets::segmentation::{LabelledImage, SegmentationDataset, SegmentationError};
@@ -119,7 +120,7 @@ impl Embedder {
 
 /// Runs `work` on every image of a stage that is still to do, with its labels, on all cores.
 /// `init` makes what one thread keeps; `tick` is called after each image.
-fn for_each_image<T, R: Serialize + Send>(
+fn for_each_image<T, R: Serialize + DeserializeOwned + Send>(
     set: &SegmentationDataset,
     stage: &Stage<R>,
     init: impl Fn() -> T + Sync + Send,

@@ -194,35 +194,24 @@ impl Run {
     {
         let mut index = HashMap::with_capacity(units.len());
         for (at, unit) in units.iter().enumerate() {
-            if index.insert(unit.name.as_str(), at).is_some() {
+            if index.insert(unit.name.clone(), at).is_some() {
                 return Err(RunError::Twice { name: unit.name.clone() });
             }
         }
         let mut values: Vec<Option<Record<T>>> = (0..units.len()).map(|_| None).collect();
-        let mut journal = None;
+        let mut kept = None;
         if let Some(folder) = &self.folder {
-            for path in journal_files(folder)? {
-                if journal::check(&path, &self.inputs)? != name {
-                    continue;
-                }
-                journal::read(&path, |line, record: Record<T>| {
-                    let Some(&at) = index.get(record.unit.as_str()) else {
-                        let reason = format!("{} is no part of the data set", record.unit);
-                        return Err(RunError::Damaged { path: path.clone(), line, reason });
-                    };
-                    values[at] = Some(record);
-                    Ok(())
-                })?;
-            }
+            let shelf = Shelf { folder: folder.clone(), inputs: self.inputs.clone(), name, index };
+            shelf.read(|at, record| values[at] = Some(record))?;
             self.compare(folder, units, &values)?;
             let file = format!("{name}-{}-of-{}.jsonl", self.shard.index() + 1, self.shard.count());
             let path = folder.join(JOURNALS).join(file);
-            journal = Some(Mutex::new(Journal::open(&path, name, &self.inputs)?));
+            kept = Some((Mutex::new(Journal::open(&path, name, &self.inputs)?), shelf));
         }
         let pending =
             (0..units.len()).filter(|&i| self.shard.holds(i) && values[i].is_none()).collect();
         let values = values.into_iter().map(|record| record.map(|r| r.value)).collect();
-        Ok(Stage { units: units.to_vec(), pending, values: Mutex::new(values), journal })
+        Ok(Stage { units: units.to_vec(), pending, values: Mutex::new(values), kept })
     }
 
     /// Whether the files of finished units are what they were.
@@ -269,22 +258,61 @@ fn journal_files(folder: &Path) -> Result<BTreeSet<PathBuf>, RunError> {
     Ok(files)
 }
 
+/// Where the journals of a stage lie.
+#[derive(Debug)]
+struct Shelf {
+    folder: PathBuf,
+    inputs: Inputs,
+    name: &'static str,
+    /// Places of the units by their names.
+    index: HashMap<String, usize>,
+}
+
+impl Shelf {
+    /// Calls `take` with every record that any process has written, and the place of its unit.
+    fn read<T: DeserializeOwned>(
+        &self,
+        mut take: impl FnMut(usize, Record<T>),
+    ) -> Result<(), RunError> {
+        for path in journal_files(&self.folder)? {
+            if journal::check(&path, &self.inputs)? != self.name {
+                continue;
+            }
+            journal::read(&path, |line, record: Record<T>| {
+                let Some(&at) = self.index.get(&record.unit) else {
+                    let reason = format!("{} is no part of the data set", record.unit);
+                    return Err(RunError::Damaged { path: path.clone(), line, reason });
+                };
+                take(at, record);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Why the values of a stage cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfinished {
+    /// That many units are still to come from other processes.
+    #[error("{0} are still to come from other parts")]
+    Missing(usize),
+    /// The journals cannot be read.
+    #[error(transparent)]
+    Run(#[from] RunError),
+}
+
 /// The units of one stage and what they have given so far.
 #[derive(Debug)]
 pub struct Stage<T> {
     units: Vec<Unit>,
     pending: Vec<usize>,
     values: Mutex<Vec<Option<T>>>,
-    journal: Option<Mutex<Journal>>,
+    /// This process's journal and where the others lie.
+    kept: Option<(Mutex<Journal>, Shelf)>,
 }
 
 impl<T> Stage<T> {
-    /// A stage of which nothing is kept: all `units` are still to do.
-    pub fn in_memory(units: &[Unit]) -> Self {
-        let values = Mutex::new((0..units.len()).map(|_| None).collect());
-        Self { units: units.to_vec(), pending: (0..units.len()).collect(), values, journal: None }
-    }
-
     /// The units that this process has to work on, by their place in the list.
     pub fn pending(&self) -> &[usize] {
         &self.pending
@@ -296,13 +324,13 @@ impl<T> Stage<T> {
     }
 }
 
-impl<T: Serialize + Send> Stage<T> {
+impl<T: Serialize + DeserializeOwned + Send> Stage<T> {
     /// Keeps what a unit gave. May be called from several threads.
     ///
     /// # Errors
     /// When the files of the unit cannot be read or the journal not be written.
     pub fn put(&self, unit: usize, value: T) -> Result<(), RunError> {
-        if let Some(journal) = &self.journal {
+        if let Some((journal, _)) = &self.kept {
             let Unit { name, files } = &self.units[unit];
             let record = Record { unit: name.clone(), files: hash_files(files)?, value: &value };
             lock(journal).append(&record)?;
@@ -311,12 +339,25 @@ impl<T: Serialize + Send> Stage<T> {
         Ok(())
     }
 
-    /// The values of all units in their order, or how many are still to come from other
-    /// shards.
-    pub fn finish(self) -> Result<Vec<T>, usize> {
-        let values = self.values.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let missing = values.iter().filter(|v| v.is_none()).count();
-        if missing > 0 { Err(missing) } else { Ok(values.into_iter().flatten().collect()) }
+    /// The values of all units in their order. Journals are read once more for what other
+    /// processes have written in the meantime, so that the last one to end finds everything.
+    ///
+    /// # Errors
+    /// When other processes have not ended, or a journal cannot be read.
+    pub fn finish(self) -> Result<Vec<T>, Unfinished> {
+        let values = self.values.into_inner();
+        let mut values = values.unwrap_or_else(std::sync::PoisonError::into_inner);
+        if values.iter().any(Option::is_none)
+            && let Some((_, shelf)) = &self.kept
+        {
+            shelf.read(|at, record| {
+                values[at].get_or_insert(record.value);
+            })?;
+        }
+        match values.iter().filter(|v| v.is_none()).count() {
+            0 => Ok(values.into_iter().flatten().collect()),
+            missing => Err(Unfinished::Missing(missing)),
+        }
     }
 }
 

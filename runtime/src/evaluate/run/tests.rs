@@ -26,7 +26,11 @@ fn work(run: &Run, units: &[Unit], most: usize) -> (Vec<usize>, Result<Vec<f64>,
         // A figure that only an exact decimal round trip keeps.
         stage.put(unit, 0.1 + unit as f64 / 3.0).unwrap();
     }
-    (done, stage.finish())
+    let values = stage.finish().map_err(|unfinished| match unfinished {
+        Unfinished::Missing(count) => count,
+        Unfinished::Run(error) => panic!("{error}"),
+    });
+    (done, values)
 }
 
 fn expected(count: usize) -> Vec<f64> {
@@ -80,6 +84,23 @@ fn shards_give_the_values_of_one_process() {
     assert_eq!(work(&shard("3/3"), &units, 9), (vec![2, 5], Ok(expected(7))));
     // Another number of processes finds it all done.
     assert_eq!(work(&shard("1/2"), &units, 9), (vec![], Ok(expected(7))));
+}
+
+#[test]
+fn the_last_of_several_processes_to_end_finds_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let (units, out) = (units(dir.path(), 4), dir.path().join("out"));
+    let open = |text: &str| Run::open(&out, inputs(1), text.parse().unwrap(), false).unwrap();
+    // Both begin before either has written anything.
+    let stages = ["1/2", "2/2"].map(|shard| open(shard).stage::<f64>("values", &units).unwrap());
+    for stage in &stages {
+        for &unit in stage.pending() {
+            stage.put(unit, 0.1 + unit as f64 / 3.0).unwrap();
+        }
+    }
+    for stage in stages {
+        assert_eq!(stage.finish().unwrap(), expected(4));
+    }
 }
 
 #[test]

@@ -142,11 +142,11 @@ pub fn run(args: &ConceptArgs, json: bool) -> Result<()> {
         Some(set) => Some((set, args.record(&model, set, &run, "beside")?)),
         None => None,
     };
-    let Some(records) = finish("concepts", "images", stage) else { return Ok(()) };
+    let Some(records) = finish("concepts", "images", stage)? else { return Ok(()) };
     let summed = args.sum_up(&model, &set, &records)?;
     let beside = match other {
         Some((set, stage)) => {
-            let Some(records) = finish("beside", "images", stage) else { return Ok(()) };
+            let Some(records) = finish("beside", "images", stage)? else { return Ok(()) };
             Some((set, args.sum_up(&model, set, &records)?))
         }
         None => None,

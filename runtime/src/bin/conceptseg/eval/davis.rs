@@ -154,7 +154,7 @@ pub fn run(args: &DavisArgs, json: bool) -> Result<()> {
         stage.put(at, score.with_context(|| format!("cannot evaluate the sequence {name}"))?)?;
     }
     bar.finish_and_clear();
-    let Some(scores) = finish("masks", "sequences", stage) else { return Ok(()) };
+    let Some(scores) = finish("masks", "sequences", stage)? else { return Ok(()) };
 
     let sequences = units
         .iter()

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use conceptseg::evaluate::report::{Report, write_csv};
-use conceptseg::evaluate::run::{Inputs, Run, Shard, Stage};
+use conceptseg::evaluate::run::{Inputs, Run, Shard, Stage, Unfinished};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::page::{self, Section};
@@ -56,21 +56,22 @@ pub fn progress_bar<T>(what: &'static str, units: &str, stage: &Stage<T>) -> Res
 }
 
 /// Ends a stage. Where units are still to come from other parts it says so and gives nothing.
-pub fn finish<T: serde::Serialize + Send>(
+pub fn finish<T: serde::Serialize + serde::de::DeserializeOwned + Send>(
     what: &str,
     units: &str,
     stage: Stage<T>,
-) -> Option<Vec<T>> {
+) -> Result<Option<Vec<T>>> {
     match stage.finish() {
-        Ok(values) => Some(values),
-        Err(missing) => {
+        Ok(values) => Ok(Some(values)),
+        Err(Unfinished::Missing(missing)) => {
             eprintln!(
                 "{what}: this part is done, {missing} {units} are still to come from other parts; \
                  run the same command again when they have ended, or give their folders with \
                  --merge"
             );
-            None
+            Ok(None)
         }
+        Err(Unfinished::Run(error)) => Err(error.into()),
     }
 }
 

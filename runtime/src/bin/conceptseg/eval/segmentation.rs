@@ -230,7 +230,7 @@ pub(super) fn evaluate(
             let bar = progress_bar("prototypes", "images", &stage)?;
             classes::prototypes(&model, train, short_side, &clusters, &stage, &|| bar.inc(1))?;
             bar.finish_and_clear();
-            let Some(found) = finish("prototypes", "images", stage) else { return Ok(()) };
+            let Some(found) = finish("prototypes", "images", stage)? else { return Ok(()) };
             let prototypes = Prototypes::join(found, model.bundle().manifest.embedder.dim);
             ensure!(!prototypes.is_empty(), "all labels of the training images are void");
             Classifier::Neighbours { prototypes, k: method.neighbours.into(), clusters }
@@ -242,7 +242,7 @@ pub(super) fn evaluate(
     let bar = progress_bar("scored", "images", &stage)?;
     classes::score(&model, val, short_side, &classifier, scales, &stage, &|| bar.inc(1))?;
     bar.finish_and_clear();
-    let Some(images) = finish("scores", "images", stage) else { return Ok(()) };
+    let Some(images) = finish("scores", "images", stage)? else { return Ok(()) };
     let scores = Scores::Classes { classes: val.classes.names.clone(), images };
     let counts = scores.miou(&vec![1; val.images.len()]).context("no image was counted")?;
     let report = Report::new(run.inputs().clone(), scores);
@@ -390,7 +390,7 @@ impl MethodArgs {
 pub(super) mod tests {
     use clap::Parser;
     use conceptseg::bundle::{BundleWriter, Codebook};
-    use conceptseg::evaluate::run::Stage;
+    use conceptseg::evaluate::run::Run;
     use conceptseg::metrics::miou::MiouReport;
 
     use super::*;
@@ -470,13 +470,14 @@ pub(super) mod tests {
         let train = open(&args.train_images, &args.train_labels);
         let val = open(&args.images, &args.labels);
         let clusters = args.method.clusters();
-        let stage = Stage::in_memory(&units(&train));
+        let run = Run::in_memory(Inputs::new("test", json!({})));
+        let stage = run.stage("prototypes", &units(&train)).unwrap();
         classes::prototypes(&model, &train, 64, &clusters, &stage, &|| ()).unwrap();
         let prototypes = Prototypes::join(stage.finish().unwrap(), 32);
         let classifier =
             Classifier::Neighbours { prototypes, k: args.method.neighbours.into(), clusters };
         let scales: &[f64] = if args.method.multi_scale { &SCALES } else { &[1.0] };
-        let stage = Stage::in_memory(&units(&val));
+        let stage = run.stage("scores", &units(&val)).unwrap();
         classes::score(&model, &val, 64, &classifier, scales, &stage, &|| ()).unwrap();
         let images = stage.finish().unwrap();
         let scores = Scores::Classes { classes: classes.names, images };
