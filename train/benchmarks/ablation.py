@@ -6,7 +6,8 @@
         --voc VOC --camvid CAMVID --davis DAVIS --seeds 0 1 --iterations 400
 
 A row is a change of the recipe; every row is trained with every seed. What is already in --out is
-not done again, so a run that was stopped goes on. Prints a Markdown table: mean over the seeds, and
+not done again, so a run that was stopped goes on. Contour maps for --contours come from any
+detector; contours.py in this folder makes some. Prints a Markdown table: mean over the seeds, and
 the range where there are several. `conceptseg` and `conceptseg-train` are taken from --bin.
 """
 
