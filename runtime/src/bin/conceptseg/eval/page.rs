@@ -53,7 +53,8 @@ pub struct Shown {
 
 pub fn page(report: &Report, sections: Vec<Section>) -> Markup {
     let inputs = &report.inputs;
-    let bundle = inputs.settings.get("bundle").and_then(|v| v.as_str()).unwrap_or_default();
+    let method = ["bundle", "baseline"].iter().find_map(|key| inputs.settings.get(key)?.as_str());
+    let bundle = method.unwrap_or_default();
     let settings = serde_json::to_string_pretty(inputs).unwrap_or_default();
     html! {
         (DOCTYPE)
