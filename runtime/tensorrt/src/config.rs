@@ -11,6 +11,8 @@ use crate::timing_cache::TimingCache;
 /// Values of the library's enumerations, the same in all versions with a table.
 const WORKSPACE: i32 = 0;
 const DEVICE_DLA: i32 = 1;
+const VERBOSITY_NAMES: i32 = 0;
+const VERBOSITY_DETAILED: i32 = 2;
 
 /// GPUs that a plan runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +121,15 @@ impl<'b> BuilderConfig<'b> {
     /// set.
     pub fn set_tf32(&mut self, allowed: bool) {
         self.set_flag(self.builder.abi().flags.tf32, allowed);
+    }
+
+    /// Whether the plan describes its layers in full for [`Engine::inspect`](crate::Engine::inspect); names only unless
+    /// set. Costs no time when the network runs.
+    pub fn set_detailed(&mut self, detailed: bool) {
+        let entry = self.builder.abi().config.set_verbosity;
+        let verbosity = if detailed { VERBOSITY_DETAILED } else { VERBOSITY_NAMES };
+        // SAFETY: `void setProfilingVerbosity(ProfilingVerbosity)`.
+        unsafe { call!(self.object, entry, (i32), verbosity) };
     }
 
     fn set_flag(&mut self, flag: i32, on: bool) {

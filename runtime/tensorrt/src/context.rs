@@ -12,6 +12,9 @@ use crate::library::c_string;
 use crate::recorder::{RecordedError, Recorder};
 use crate::types::{DataType, Element, TensorMode};
 
+/// TensorRT's kernels count on this alignment of tensors; the driver's allocations have it.
+const ALIGNMENT: u64 = 256;
+
 /// Device memory of one tensor.
 struct Binding {
     bytes: u64,
@@ -185,7 +188,8 @@ impl ExecutionContext {
     /// Binds memory of another library to a tensor.
     ///
     /// # Errors
-    /// As [`ExecutionContext::bind`], but for the type and the device, which only the caller knows.
+    /// As [`ExecutionContext::bind`], but for the type and the device, which only the caller knows;
+    /// [`Error::UnsupportedTensor`] also where the address is not a multiple of 256.
     ///
     /// # Safety
     /// `address` names `bytes` bytes of memory of the engine's device, of the tensor's type, that live until the tensor
@@ -217,6 +221,9 @@ impl ExecutionContext {
             return Err(refuse(
                 "its elements are not in plain row-major order; build the plan with linear tensors",
             ));
+        }
+        if !address.is_multiple_of(ALIGNMENT) || address == 0 {
+            return Err(refuse("the address of its buffer is not a multiple of 256"));
         }
         let c_name = c_string(&info.name, "the name of a tensor")?;
         self.wait()?;

@@ -17,6 +17,8 @@ use crate::types::{DataType, ShapeRange, TensorInfo, TensorMode};
 const MOST: i32 = 4096;
 /// Shapes that the strategy of a context allows for: all of the profile's, allocated once.
 const STATIC: i32 = 0;
+/// `LayerInformationFormat` of JSON.
+const JSON: i32 = 1;
 
 #[derive(Debug)]
 pub(crate) struct Inner {
@@ -176,8 +178,46 @@ impl Engine {
         Ok(ExecutionContext::new(object, Arc::clone(&self.0)))
     }
 
+    /// Bytes of device memory that a context needs for intermediate results, in the worst case of all profiles.
+    pub fn device_memory(&self) -> u64 {
+        let engine = self.0.object.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: `size_t getDeviceMemorySize() const`, in 11 `int64_t getDeviceMemorySizeV2() const`: the same register.
+        let bytes = unsafe { call!(engine, self.0.abi().engine_device_memory, () -> i64) };
+        u64::try_from(bytes).unwrap_or(0)
+    }
+
+    /// Describes all layers as JSON: their names, or, where the plan was built with
+    /// [`BuilderConfig::set_detailed`](crate::BuilderConfig::set_detailed), also types, shapes and kernels.
+    ///
+    /// # Errors
+    /// [`Error::NoObject`] and [`Error::Failed`] with TensorRT's reason.
+    pub fn inspect(&self) -> Result<String, Error> {
+        self.0.cuda().make_current()?;
+        let abi = self.0.abi();
+        let engine = self.0.object.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.recorder.take();
+        self.0.logged_error();
+        let told = || self.0.recorder.take_text().or_else(|| self.0.logged_error());
+        // SAFETY: `IEngineInspector* createEngineInspector() const`; what is returned is owned here.
+        let inspector = unsafe {
+            let raw = call!(engine, abi.engine.create_inspector, () -> *mut c_void);
+            Object::own(raw, "inspect the engine", told)
+        }?;
+        // SAFETY: `char const* getEngineInformation(LayerInformationFormat) const`; the string lives with the inspector.
+        let text = unsafe {
+            ffi::text(call!(inspector, abi.inspector.information, (i32) -> *const c_char, JSON))
+        };
+        if text.is_empty() {
+            let detail = told().unwrap_or_else(|| "it gave no reason".to_owned());
+            return Err(Error::Failed { operation: "inspect the engine", detail });
+        }
+        Ok(text)
+    }
+
     /// Errors that TensorRT reported and no call has answered.
     pub fn take_errors(&self) -> Vec<RecordedError> {
+        // No call is going on that might still read one.
+        let _engine = self.0.object.lock().unwrap_or_else(PoisonError::into_inner);
         self.0.recorder.take()
     }
 }

@@ -40,7 +40,7 @@ pub enum Error {
     /// There is no interface table for this version.
     #[error("{} is TensorRT {version}, whose interface is not known here; install TensorRT 10 or 11", path.display())]
     UnknownVersion {
-        /// The opened (or only found) file.
+        /// The opened file.
         path: PathBuf,
         /// Its version.
         version: Version,

@@ -89,7 +89,9 @@ impl Opened {
         // SAFETY: loading runs the initializers of the file. It was named for this purpose, and TensorRT's do no more
         // than set up their own statics.
         let library = unsafe { libloading::Library::new(path) };
-        library.map(|library| Self(ManuallyDrop::new(library))).map_err(|error| error.to_string())
+        library
+            .map(|library| Self(ManuallyDrop::new(library)))
+            .map_err(|error| not_opened(path, &error))
     }
 
     /// A function of the library.
@@ -122,11 +124,12 @@ struct Inner {
 pub struct Library(Arc<Inner>);
 
 impl Library {
-    /// Opens the first library that the search finds. In each place the full library is preferred to the lean one.
+    /// Opens the first library that the search finds. The order of major versions counts first, then
+    /// that the full library is preferred to the lean runtime, then the order of folders.
     ///
     /// # Errors
-    /// [`Error::NotFound`] with all that was tried, or [`Error::UnknownVersion`] where only versions without an
-    /// interface table are found.
+    /// [`Error::NotFound`] with all that was tried, [`Error::UnknownVersion`] if the first that opens is of a version
+    /// without an interface table, [`Error::MissingSymbol`].
     pub fn open(search: &Search) -> Result<Self, Error> {
         let mut tried = Vec::new();
         for &major in &search.majors {
@@ -134,18 +137,17 @@ impl Library {
                 for path in search.candidates(stem, major) {
                     match Opened::open(&path) {
                         Ok(opened) => return Self::check(&opened, path, search.clone()),
-                        Err(reason) => tried.push(format!("{}: {reason}", path.display())),
+                        Err(reason) => tried.push(reason),
                     }
                 }
             }
         }
-        if let Some((path, major)) =
+        if let Some(path) =
             search.folders.iter().find_map(|folder| other_major(folder, &search.majors))
         {
-            return Err(Error::UnknownVersion {
-                path,
-                version: Version { major, minor: 0, patch: 0 },
-            });
+            let majors: Vec<String> = search.majors.iter().map(u32::to_string).collect();
+            let majors = majors.join(" or ");
+            tried.push(format!("{} is there, but version {majors} is needed", path.display()));
         }
         Err(Error::NotFound { tried: tried.join("; ") })
     }
@@ -159,7 +161,7 @@ impl Library {
         let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
         match Opened::open(&path) {
             Ok(opened) => Self::check(&opened, path, Search::folder(folder)),
-            Err(reason) => Err(Error::NotFound { tried: format!("{}: {reason}", path.display()) }),
+            Err(reason) => Err(Error::NotFound { tried: reason }),
         }
     }
 
@@ -251,7 +253,7 @@ impl Library {
         for path in self.0.search.candidates("libnvonnxparser", self.0.version.major) {
             match Opened::open(&path) {
                 Ok(opened) => return self.check_parser(&opened, path),
-                Err(reason) => tried.push(format!("{}: {reason}", path.display())),
+                Err(reason) => tried.push(reason),
             }
         }
         Err(Error::ParserNotFound { tried: tried.join("; ") })
@@ -307,7 +309,7 @@ impl OnnxParserLibrary {
 }
 
 /// A `libnvinfer.so.N` in `folder` whose N is not among `majors`.
-fn other_major(folder: &Path, majors: &[u32]) -> Option<(PathBuf, u32)> {
+fn other_major(folder: &Path, majors: &[u32]) -> Option<PathBuf> {
     std::fs::read_dir(folder).ok()?.flatten().find_map(|entry| {
         let name = entry.file_name();
         let name = name.to_str()?;
@@ -315,8 +317,16 @@ fn other_major(folder: &Path, majors: &[u32]) -> Option<(PathBuf, u32)> {
             .strip_prefix("libnvinfer.so.")
             .or_else(|| name.strip_prefix("libnvinfer_lean.so."))?;
         let major = rest.split('.').next()?.parse().ok()?;
-        (!majors.contains(&major)).then(|| (entry.path(), major))
+        (!majors.contains(&major)).then(|| entry.path())
     })
+}
+
+/// What the loader says about a file that it does not take.
+pub(crate) fn not_opened(path: &Path, error: &libloading::Error) -> String {
+    use std::error::Error as _;
+    let path = path.display().to_string();
+    let reason = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+    if reason.contains(&path) { reason } else { format!("{path}: {reason}") }
 }
 
 /// A C string as the library wants it.

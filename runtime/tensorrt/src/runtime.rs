@@ -147,6 +147,8 @@ impl Runtime {
 
     /// Errors that TensorRT reported and no call has answered.
     pub fn take_errors(&self) -> Vec<RecordedError> {
+        // No call is going on that might still read one.
+        let _runtime = self.0.object.lock().unwrap_or_else(PoisonError::into_inner);
         self.0.recorder.take()
     }
 }

@@ -69,6 +69,7 @@ fn every_option_reaches_the_library_as_what_it_means_there() {
         config.set_version_compatible(true);
         config.set_exclude_lean_runtime(true);
         config.set_tf32(false);
+        config.set_detailed(true);
         config.set_dla_core(1, true).unwrap();
         assert_eq!(
             fakes.nvinfer.take_calls(),
@@ -79,6 +80,7 @@ fn every_option_reaches_the_library_as_what_it_means_there() {
                 "setFlag kVERSION_COMPATIBLE",
                 "setFlag kEXCLUDE_LEAN_RUNTIME",
                 "clearFlag kTF32",
+                "setProfilingVerbosity 2",
                 "setDefaultDeviceType 1",
                 "VBuilderConfig.setDLACore 1",
                 "setFlag kGPU_FALLBACK",

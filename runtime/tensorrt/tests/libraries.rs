@@ -65,10 +65,9 @@ fn a_folder_with_another_major_version_says_which() {
     let folder = tempfile::tempdir().unwrap();
     fs::copy(fakes.library().path(), folder.path().join("libnvinfer.so.12")).unwrap();
     let error = Library::open(&Search::folder(folder.path())).unwrap_err();
-    assert!(
-        error.to_string().contains("libnvinfer.so.12 is TensorRT 12.0.0, whose interface"),
-        "{error}"
-    );
+    assert!(matches!(error, Error::NotFound { .. }));
+    let expected = "libnvinfer.so.12 is there, but version 11 or 10 or 8 is needed";
+    assert!(error.to_string().contains(expected), "{error}");
 }
 
 #[test]
@@ -77,7 +76,8 @@ fn a_missing_library_names_all_that_was_tried() {
     let error = Library::open(&Search::folder(folder.path())).unwrap_err();
     assert!(matches!(error, Error::NotFound { .. }));
     for name in ["libnvinfer.so.11", "libnvinfer_lean.so.11", "libnvinfer.so.10"] {
-        assert!(error.to_string().contains(name), "{error}");
+        let told = format!("{name}: cannot open shared object file");
+        assert!(error.to_string().contains(&told), "{error}");
     }
     let error = Library::open_file(folder.path().join("libnvinfer.so.10")).unwrap_err();
     assert!(matches!(error, Error::NotFound { .. }));

@@ -91,6 +91,10 @@ fn an_engine_describes_its_tensors() {
         assert_eq!(image.profiles[1].opt, [1, 3, 480, 832]);
         let embedding = engine.tensor("embedding").unwrap();
         assert_eq!((embedding.mode, embedding.data_type), (TensorMode::Output, DataType::Half));
+        assert_eq!(engine.device_memory(), 5 << 30);
+        assert_eq!(engine.inspect().unwrap(), r#"{"Layers": ["conv1"]}"#);
+        fakes.nvinfer.set("no_information", 1);
+        assert!(matches!(engine.inspect(), Err(Error::Failed { .. })));
         assert!(embedding.profiles.is_empty() && embedding.is_dynamic() && embedding.linear);
         let error = engine.tensor("mask").unwrap_err();
         assert_eq!(
@@ -275,6 +279,8 @@ fn memory_and_streams_of_other_libraries_can_be_used() {
     // SAFETY: the buffers outlive the context, and the fake has done the work when it returns.
     unsafe {
         context.bind_raw("image", image.address(), image.bytes() as u64).unwrap();
+        let odd = context.bind_raw("embedding", embedding.address() + 4, 8);
+        assert!(odd.unwrap_err().to_string().contains("not a multiple of 256"));
         context.bind_raw("embedding", embedding.address(), 4).unwrap();
         assert!(matches!(
             context.enqueue_raw(stream.raw()),

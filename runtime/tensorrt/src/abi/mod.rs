@@ -59,6 +59,7 @@ entries!(Engine of "VCudaEngine" {
     profile_shape = "getProfileShape",
     tensors = "getNbIOTensors",
     tensor_name = "getIOTensorName",
+    create_inspector = "createEngineInspector",
 });
 
 entries!(Context of "VExecutionContext" {
@@ -93,6 +94,7 @@ entries!(Config of "VBuilderConfig" {
     level = "getBuilderOptimizationLevel",
     set_hardware = "setHardwareCompatibilityLevel",
     hardware = "getHardwareCompatibilityLevel",
+    set_verbosity = "setProfilingVerbosity",
 });
 
 entries!(Network of "VNetworkDefinition" {
@@ -124,6 +126,10 @@ entries!(TimingCache of "VTimingCache" {
     combine = "combine",
 });
 
+entries!(Inspector of "VEngineInspector" {
+    information = "getEngineInformation",
+});
+
 entries!(Parser of "IParser" {
     parse = "parse",
     parse_file = "parseFromFile",
@@ -152,6 +158,8 @@ pub(crate) struct Abi {
     pub(crate) generation: Generation,
     pub(crate) runtime: Runtime,
     pub(crate) engine: Engine,
+    /// Entry of `ICudaEngine::getDeviceMemorySize`, since 11 of its successor `getDeviceMemorySizeV2`.
+    pub(crate) engine_device_memory: usize,
     pub(crate) context: Context,
     pub(crate) builder: Builder,
     pub(crate) config: Config,
@@ -160,6 +168,7 @@ pub(crate) struct Abi {
     pub(crate) profile: Profile,
     pub(crate) host_memory: HostMemory,
     pub(crate) timing_cache: TimingCache,
+    pub(crate) inspector: Inspector,
     pub(crate) parser: Parser,
     /// Entry of the parser's destructor that also frees it; its place differs from that of all other classes.
     pub(crate) parser_destroy: usize,
@@ -217,6 +226,14 @@ mod tests {
         check!("classes", "methods", abi.timing_cache, TimingCache);
         check!("interfaces", "slots", abi.parser, Parser);
         check!("interfaces", "slots", abi.parser_error, ParserError);
+        check!("classes", "methods", abi.inspector, Inspector);
+        let memory = if abi.generation == Generation::V11 {
+            "getDeviceMemorySizeV2"
+        } else {
+            "getDeviceMemorySize"
+        };
+        let memory = &description["classes"]["VCudaEngine"]["methods"][memory]["slot"];
+        assert_eq!(memory.as_u64(), Some(abi.engine_device_memory as u64), "{version}");
         let parser = &description["interfaces"]["IParser"];
         assert_eq!(
             parser["deleting_dtor_slot"].as_u64(),

@@ -1,8 +1,8 @@
 //! TensorRT 10, all minor versions.
 
 use super::{
-    Abi, Builder, BuilderFlags, Config, Context, Engine, Generation, HostMemory, Network, Parser,
-    ParserError, Profile, Runtime, Tensor, TimingCache,
+    Abi, Builder, BuilderFlags, Config, Context, Engine, Generation, HostMemory, Inspector,
+    Network, Parser, ParserError, Profile, Runtime, Tensor, TimingCache,
 };
 
 pub(super) static ABI: Abi = Abi {
@@ -28,7 +28,9 @@ pub(super) static ABI: Abi = Abi {
         profile_shape: 29,
         tensors: 30,
         tensor_name: 31,
+        create_inspector: 18,
     },
+    engine_device_memory: 7,
     context: Context {
         set_error_recorder: 14,
         set_profile: 17,
@@ -59,12 +61,14 @@ pub(super) static ABI: Abi = Abi {
         level: 48,
         set_hardware: 49,
         hardware: 50,
+        set_verbosity: 27,
     },
     network: Network { layers: 12, inputs: 14, input: 15, outputs: 16, output: 17 },
     tensor: Tensor { name: 3, shape: 5, data_type: 7 },
     profile: Profile { set_dimensions: 2, is_valid: 9 },
     host_memory: HostMemory { data: 2, size: 3 },
     timing_cache: TimingCache { serialize: 2, combine: 3 },
+    inspector: Inspector { information: 6 },
     parser: Parser { parse: 0, parse_file: 1, errors: 5, error: 6 },
     parser_destroy: 9,
     parser_error: ParserError { code: 0, description: 1, node: 5 },

@@ -1,8 +1,8 @@
 //! TensorRT 11, all minor versions so far.
 
 use super::{
-    Abi, Builder, BuilderFlags, Config, Context, Engine, Generation, HostMemory, Network, Parser,
-    ParserError, Profile, Runtime, Tensor, TimingCache,
+    Abi, Builder, BuilderFlags, Config, Context, Engine, Generation, HostMemory, Inspector,
+    Network, Parser, ParserError, Profile, Runtime, Tensor, TimingCache,
 };
 
 pub(super) static ABI: Abi = Abi {
@@ -28,7 +28,9 @@ pub(super) static ABI: Abi = Abi {
         profile_shape: 25,
         tensors: 26,
         tensor_name: 27,
+        create_inspector: 14,
     },
+    engine_device_memory: 44,
     context: Context {
         set_error_recorder: 13,
         set_profile: 16,
@@ -59,12 +61,14 @@ pub(super) static ABI: Abi = Abi {
         level: 37,
         set_hardware: 38,
         hardware: 39,
+        set_verbosity: 25,
     },
     network: Network { layers: 12, inputs: 14, input: 15, outputs: 16, output: 17 },
     tensor: Tensor { name: 3, shape: 5, data_type: 6 },
     profile: Profile { set_dimensions: 2, is_valid: 7 },
     host_memory: HostMemory { data: 2, size: 3 },
     timing_cache: TimingCache { serialize: 2, combine: 3 },
+    inspector: Inspector { information: 6 },
     parser: Parser { parse: 0, parse_file: 1, errors: 3, error: 4 },
     parser_destroy: 7,
     parser_error: ParserError { code: 0, description: 1, node: 5 },

@@ -1,8 +1,8 @@
 //! TensorRT 8.6.
 
 use super::{
-    Abi, Builder, BuilderFlags, Config, Context, Engine, Generation, HostMemory, Network, Parser,
-    ParserError, Profile, Runtime, Tensor, TimingCache,
+    Abi, Builder, BuilderFlags, Config, Context, Engine, Generation, HostMemory, Inspector,
+    Network, Parser, ParserError, Profile, Runtime, Tensor, TimingCache,
 };
 
 pub(super) static ABI: Abi = Abi {
@@ -28,7 +28,9 @@ pub(super) static ABI: Abi = Abi {
         profile_shape: 44,
         tensors: 45,
         tensor_name: 46,
+        create_inspector: 33,
     },
+    engine_device_memory: 14,
     context: Context {
         set_error_recorder: 21,
         set_profile: 25,
@@ -59,12 +61,14 @@ pub(super) static ABI: Abi = Abi {
         level: 52,
         set_hardware: 53,
         hardware: 54,
+        set_verbosity: 31,
     },
     network: Network { layers: 17, inputs: 19, input: 20, outputs: 21, output: 22 },
     tensor: Tensor { name: 3, shape: 5, data_type: 7 },
     profile: Profile { set_dimensions: 2, is_valid: 9 },
     host_memory: HostMemory { data: 2, size: 3 },
     timing_cache: TimingCache { serialize: 2, combine: 3 },
+    inspector: Inspector { information: 5 },
     parser: Parser { parse: 0, parse_file: 1, errors: 6, error: 7 },
     parser_destroy: 10,
     parser_error: ParserError { code: 0, description: 1, node: 5 },

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::CudaError;
+use crate::library::not_opened;
 
 /// Declares the functions that are used, with the driver's names, and how they are found.
 macro_rules! functions {
@@ -94,7 +95,7 @@ impl Driver {
             // SAFETY: loading runs the initializers of the file, which was named for this purpose.
             match unsafe { libloading::Library::new(path) } {
                 Ok(library) => return Self::initialise(library, path.clone()),
-                Err(error) => tried.push(format!("{}: {error}", path.display())),
+                Err(error) => tried.push(not_opened(path, &error)),
             }
         }
         Err(CudaError::NotFound { tried: tried.join("; ") })

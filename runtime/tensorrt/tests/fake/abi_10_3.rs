@@ -12,6 +12,7 @@ pub const VTENSOR: &[&str] = &["dtor_complete", "dtor_deleting", "setName", "get
 pub const VOPTIMIZATIONPROFILE: &[&str] = &["dtor_complete", "dtor_deleting", "setDimensions", "getDimensions", "setShapeValues", "getNbShapeValues", "getShapeValues", "setExtraMemoryTarget", "getExtraMemoryTarget", "isValid"];
 pub const VHOSTMEMORY: &[&str] = &["dtor_complete", "dtor_deleting", "data", "size", "type"];
 pub const VTIMINGCACHE: &[&str] = &["dtor_complete", "dtor_deleting", "serialize", "combine", "reset"];
+pub const VENGINEINSPECTOR: &[&str] = &["dtor_complete", "dtor_deleting", "getPImpl", "setExecutionContext", "getExecutionContext", "getLayerInformation", "getEngineInformation", "setErrorRecorder", "getErrorRecorder"];
 pub const ILOGGER: &[&str] = &["log", "dtor_complete", "dtor_deleting"];
 pub const IERRORRECORDER: &[&str] = &["getAPILanguage", "getInterfaceInfo", "dtor_complete", "dtor_deleting", "getNbErrors", "getErrorCode", "getErrorDesc", "hasOverflowed", "clear", "reportError", "incRefCount", "decRefCount"];
 pub const IPARSER: &[&str] = &["parse", "parseFromFile", "supportsModel", "parseWithWeightDescriptors", "supportsOperator", "getNbErrors", "getError", "clearErrors", "dtor_complete", "dtor_deleting", "getUsedVCPluginLibraries", "setFlags", "getFlags", "clearFlag", "setFlag", "getFlag", "getLayerOutputTensor", "supportsModelV2", "getNbSubgraphs", "isSubgraphSupported", "getSubgraphNodes"];

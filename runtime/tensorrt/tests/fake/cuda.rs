@@ -139,8 +139,10 @@ unsafe extern "C" fn cuMemAlloc_v2(address: *mut u64, bytes: usize) -> i32 {
     assert!(bytes > 0);
     let answer = current("cuMemAlloc");
     if answer == 0 {
+        let memory = std::alloc::alloc(layout(bytes));
         // Filled, so that a buffer that is not set to zero is noticed.
-        *address = Vec::leak(vec![0xCD_u8; bytes]).as_mut_ptr() as u64;
+        memory.write_bytes(0xCD, bytes);
+        *address = memory as u64;
         STATE.lock().unwrap().memory.insert(*address, bytes);
     }
     answer
@@ -149,8 +151,12 @@ unsafe extern "C" fn cuMemAlloc_v2(address: *mut u64, bytes: usize) -> i32 {
 unsafe extern "C" fn cuMemFree_v2(address: u64) -> i32 {
     let answer = current("cuMemFree");
     let bytes = STATE.lock().unwrap().memory.remove(&address).expect("freed what is not allocated");
-    drop(Vec::from_raw_parts(address as *mut u8, bytes, bytes));
+    std::alloc::dealloc(address as *mut u8, layout(bytes));
     answer
+}
+/// The driver's allocations begin at multiples of 256.
+fn layout(bytes: usize) -> std::alloc::Layout {
+    std::alloc::Layout::from_size_align(bytes, 256).unwrap()
 }
 fn inside(address: u64, bytes: usize) -> bool {
     let state = STATE.lock().unwrap();

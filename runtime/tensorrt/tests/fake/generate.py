@@ -12,7 +12,7 @@ import sys
 
 VERSIONS = ["8.6", "10.3", "10.15", "11.1", "11.4"]
 CLASSES = ["VRuntime", "VCudaEngine", "VExecutionContext", "VBuilder", "VBuilderConfig", "VNetworkDefinition",
-           "VTensor", "VOptimizationProfile", "VHostMemory", "VTimingCache"]
+           "VTensor", "VOptimizationProfile", "VHostMemory", "VTimingCache", "VEngineInspector"]
 INTERFACES = ["ILogger", "IErrorRecorder", "IParser", "IParserError"]
 
 

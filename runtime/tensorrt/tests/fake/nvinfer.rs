@@ -313,9 +313,27 @@ fn engine() -> P {
             "getTensorShape" => engine_shape as *const (),
             "getProfileShape" => profile_shape as *const (),
             "createExecutionContext" => create_context as *const (),
+            "createEngineInspector" => create_inspector as *const (),
+            #[cfg(not(fake_v11))]
+            "getDeviceMemorySize" => device_memory as *const (),
+            #[cfg(fake_v11)]
+            "getDeviceMemorySizeV2" => device_memory as *const (),
             _ => return None,
         })
     })
+}
+extern "C" fn device_memory(_: P) -> i64 {
+    5 << 30
+}
+struct Inspector;
+extern "C" fn create_inspector(_: P) -> P {
+    make("VEngineInspector", abi::VENGINEINSPECTOR, Inspector, &|name, _| {
+        (name == "getEngineInformation").then_some(engine_information as *const ())
+    })
+}
+extern "C" fn engine_information(_: P, format: i32) -> S {
+    assert_eq!(format, 1);
+    if setting("no_information", 0) == 1 { c"".as_ptr() } else { cr#"{"Layers": ["conv1"]}"#.as_ptr() }
 }
 extern "C" fn engine_tensors(_: P) -> i32 {
     setting("tensors", 2) as i32
@@ -536,6 +554,7 @@ extern "C" fn create_config(_: P) -> P {
             "setMemoryPoolLimit" => set_limit as *const (),
             "setBuilderOptimizationLevel" => set_level as *const (),
             "getBuilderOptimizationLevel" => level as *const (),
+            "setProfilingVerbosity" => set_verbosity as *const (),
             "setHardwareCompatibilityLevel" => set_hardware as *const (),
             "getHardwareCompatibilityLevel" => hardware as *const (),
             _ => return None,
@@ -570,6 +589,9 @@ unsafe extern "C" fn set_level(this: P, level: i32) {
 }
 unsafe extern "C" fn level(this: P) -> i32 {
     data::<Config>(this).level
+}
+extern "C" fn set_verbosity(_: P, verbosity: i32) {
+    record(format!("setProfilingVerbosity {verbosity}"));
 }
 unsafe extern "C" fn set_hardware(this: P, hardware: i32) {
     record(format!("setHardwareCompatibilityLevel {hardware}"));
