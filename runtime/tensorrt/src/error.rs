@@ -45,13 +45,16 @@ pub enum Error {
         /// Its version.
         version: Version,
     },
-    /// The parser belongs to another major version than the library.
-    #[error("{} is a parser of version {parser}, but TensorRT is {library}; install both from one release", path.display())]
-    ParserVersion {
+    /// The parser's own interface has another version than the known ones.
+    #[error(
+        "{} is an ONNX parser of interface {interface}, which is not known here; install that of TensorRT {library}",
+        path.display()
+    )]
+    ParserInterface {
         /// The parser's file.
         path: PathBuf,
-        /// Version of the parser.
-        parser: Version,
+        /// Version of its interface.
+        interface: Version,
         /// Version of TensorRT.
         library: Version,
     },

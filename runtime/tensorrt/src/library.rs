@@ -269,31 +269,41 @@ impl Library {
         };
         // SAFETY: it takes nothing and only returns a constant.
         let number = unsafe { version() };
-        let parser = Version::from_number(number);
-        if (parser.major, abi::of(parser).is_some()) != (self.0.version.major, true) {
-            return Err(Error::ParserVersion { path, parser, library: self.0.version });
+        let interface = Version::from_number(number);
+        if !PARSER_INTERFACES.contains(&(interface.major, interface.minor)) {
+            return Err(Error::ParserInterface { path, interface, library: self.0.version });
         }
         // SAFETY: `void* createNvOnnxParser_INTERNAL(void* network, void* logger, int version)` in these versions.
         let create = unsafe { opened.function(CREATE) };
         let Some(create) = create else {
             return Err(Error::MissingSymbol { path, symbol: CREATE });
         };
-        Ok(OnnxParserLibrary { version: parser, number, create })
+        Ok(OnnxParserLibrary { library: self.0.version, interface, number, create })
     }
 }
+
+/// Versions of the parser's own interface, major and minor. They say nothing about the version of TensorRT, which is
+/// known by the name of the file alone: 0.1 up to TensorRT 10, 0.2 with 11.
+const PARSER_INTERFACES: [(u32, u32); 2] = [(0, 1), (0, 2)];
 
 /// An opened `libnvonnxparser` of the same major version as the [`Library`] it was opened from.
 #[derive(Clone, Debug)]
 pub struct OnnxParserLibrary {
-    version: Version,
+    library: Version,
+    interface: Version,
     number: i32,
     create: CreateParser,
 }
 
 impl OnnxParserLibrary {
-    /// Version of the parser.
-    pub fn version(&self) -> Version {
-        self.version
+    /// Version of TensorRT that the parser was opened for.
+    pub fn library_version(&self) -> Version {
+        self.library
+    }
+
+    /// Version of the parser's own interface, 0.1.0 or 0.2.0; not the version of TensorRT.
+    pub fn interface_version(&self) -> Version {
+        self.interface
     }
 
     /// # Safety

@@ -52,10 +52,10 @@ impl<'b> OnnxParser<'b> {
     pub fn new(library: &OnnxParserLibrary, network: Network<'b>) -> Result<Self, Error> {
         let builder = network.builder();
         let version = builder.library().version();
-        if library.version().major != version.major {
+        if library.library_version().major != version.major {
             return Err(Error::Option {
                 option: "ONNX parser",
-                value: library.version().to_string(),
+                value: format!("of TensorRT {}", library.library_version()),
                 reason: format!("the network is of TensorRT {version}"),
             });
         }

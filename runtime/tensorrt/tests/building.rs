@@ -210,5 +210,5 @@ fn the_parser_of_another_major_version_is_refused() {
     let builder = Builder::new(&ten.library(), &cuda).unwrap();
     let parser = eleven.library().onnx_parser().unwrap();
     let error = OnnxParser::new(&parser, builder.create_network().unwrap()).unwrap_err();
-    assert!(error.to_string().contains("ONNX parser = 11.4.0 was refused"), "{error}");
+    assert!(error.to_string().contains("ONNX parser = of TensorRT 11.4.0 was refused"), "{error}");
 }

@@ -21,7 +21,10 @@ fn the_version_of_the_library_chooses_the_interface() {
         assert_eq!(library.version().to_string(), full);
         assert!(library.can_build());
         assert!(library.path().starts_with(fakes.folder.path()));
-        assert_eq!(library.onnx_parser().unwrap().version(), library.version());
+        let parser = library.onnx_parser().unwrap();
+        assert_eq!(parser.library_version(), library.version());
+        let interface = if fakes.major == 11 { "0.2.0" } else { "0.1.0" };
+        assert_eq!(parser.interface_version().to_string(), interface);
         let context = fakes.context();
         let runtime = Runtime::new(&library, &context).unwrap();
         assert_eq!(runtime.library().version(), library.version());
@@ -109,14 +112,12 @@ fn the_preferred_major_version_is_taken_and_8_only_when_named() {
 }
 
 #[test]
-fn a_parser_of_another_version_or_none_is_refused() {
+fn a_parser_of_another_interface_or_none_is_refused() {
     let fakes = Fakes::new("11.4");
-    fakes.parser.set("parser_version", 101_501);
+    fakes.parser.set("parser_version", 10_000);
     let error = fakes.library().onnx_parser().unwrap_err();
-    assert!(
-        error.to_string().contains("is a parser of version 10.15.1, but TensorRT is 11.4.0"),
-        "{error}"
-    );
+    let expected = "is an ONNX parser of interface 1.0.0, which is not known here; install that of TensorRT 11.4.0";
+    assert!(error.to_string().contains(expected), "{error}");
     let folder = tempfile::tempdir().unwrap();
     fs::copy(fakes.library().path(), folder.path().join("libnvinfer.so.11")).unwrap();
     let library = Library::open(&Search::folder(folder.path())).unwrap();

@@ -231,9 +231,11 @@ fn shape(dims: &Dims) -> Vec<i64> {
 extern "C" fn getInferLibVersion() -> i32 {
     setting("version", abi::VERSION as i64) as i32
 }
+/// The parser counts its own versions: 0.1.0, and 0.2.0 with TensorRT 11.
+const PARSER_INTERFACE: i64 = if cfg!(fake_v11) { 200 } else { 100 };
 #[unsafe(no_mangle)]
 extern "C" fn getNvOnnxParserVersion() -> i32 {
-    setting("parser_version", abi::VERSION as i64) as i32
+    setting("parser_version", PARSER_INTERFACE) as i32
 }
 
 struct Runtime {
@@ -727,6 +729,7 @@ struct ParserError {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn createNvOnnxParser_INTERNAL(network: P, logger: P, version: i32) -> P {
     record(format!("createNvOnnxParser {version}"));
+    assert_eq!(version as i64, PARSER_INTERFACE);
     check_callback(logger, "ILogger", abi::ILOGGER);
     live("IParser", 1);
     let error = ParserError {
