@@ -37,6 +37,12 @@ pub enum Error {
         /// The missing function.
         symbol: &'static str,
     },
+    /// The interface tables are those of 64-bit Linux.
+    #[error("{} cannot be used: only TensorRT for 64-bit Linux is served", path.display())]
+    Platform {
+        /// The opened file.
+        path: PathBuf,
+    },
     /// There is no interface table for this version.
     #[error("{} is TensorRT {version}, whose interface is not known here; install TensorRT 10 or 11", path.display())]
     UnknownVersion {

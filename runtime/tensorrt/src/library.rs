@@ -168,6 +168,10 @@ impl Library {
     fn check(opened: &Opened, path: PathBuf, search: Search) -> Result<Self, Error> {
         const VERSION: &str = "getInferLibVersion";
         const RUNTIME: &str = "createInferRuntime_INTERNAL";
+        // On other systems C++ compilers lay out tables and pass arguments in other ways.
+        if cfg!(not(all(target_os = "linux", target_pointer_width = "64"))) {
+            return Err(Error::Platform { path });
+        }
         // SAFETY: `int32_t getInferLibVersion()` in all versions.
         let version = unsafe { opened.function::<unsafe extern "C" fn() -> i32>(VERSION) };
         let Some(version) = version else {
@@ -247,7 +251,7 @@ impl Library {
     /// Opens the ONNX parser that belongs to this library, from the same places.
     ///
     /// # Errors
-    /// [`Error::ParserNotFound`], [`Error::ParserVersion`] and [`Error::MissingSymbol`].
+    /// [`Error::ParserNotFound`], [`Error::ParserInterface`] and [`Error::MissingSymbol`].
     pub fn onnx_parser(&self) -> Result<OnnxParserLibrary, Error> {
         let mut tried = Vec::new();
         for path in self.0.search.candidates("libnvonnxparser", self.0.version.major) {
