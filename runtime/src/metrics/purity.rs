@@ -72,11 +72,6 @@ impl PurityCounts {
         Self { classes, counts: vec![0; concepts * classes], unlabelled: 0 }
     }
 
-    /// Adds a segment of `concept` whose labelled pixels are `pixels`, one number for each class.
-    pub fn add(&mut self, concept: usize, pixels: &[u64]) {
-        self.add_segment(concept, majority(&pixels[..self.classes]));
-    }
-
     /// Adds a segment of `concept` whose class is known, or that has no labelled pixel.
     pub fn add_segment(&mut self, concept: usize, class: Option<usize>) {
         match class {
@@ -93,14 +88,6 @@ impl PurityCounts {
         {
             *count += segments;
         }
-    }
-
-    /// Adds the segments of other images, for the same concepts and classes.
-    #[must_use]
-    pub fn merged(mut self, other: &Self) -> Self {
-        self.counts.iter_mut().zip(&other.counts).for_each(|(a, b)| *a += b);
-        self.unlabelled += other.unlabelled;
-        self
     }
 
     /// The figures over concepts with at least `min_segments` (1 or more) labelled segments.
@@ -224,10 +211,10 @@ mod tests {
     fn purity_is_the_share_of_segments_in_the_majority_class() {
         let mut counts = PurityCounts::new(4, 3);
         for pixels in [[5, 1, 0], [9, 0, 0], [0, 2, 2], [3, 0, 0]] {
-            counts.add(1, &pixels);
+            counts.add_segment(1, majority(&pixels));
         }
-        counts.add(3, &[0, 0, 7]);
-        counts.add(3, &[0, 0, 0]);
+        counts.add_segment(3, majority(&[0, 0, 7]));
+        counts.add_segment(3, majority(&[0, 0, 0]));
         let report = counts.report(1);
         assert_eq!((report.concepts, report.used, report.scored), (4, 2, 2));
         assert_eq!((report.segments, report.unlabelled), (5, 1));

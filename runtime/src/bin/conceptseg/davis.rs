@@ -9,7 +9,6 @@ use clap::ValueEnum;
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use conceptseg::datasets::davis::read_list;
 use conceptseg::metrics::davis::{DavisReport, Figures, Layout};
-use indicatif::{ProgressBar, ProgressStyle};
 
 /// A line below the header and none elsewhere.
 pub const STYLE: TableStyle =
@@ -64,12 +63,6 @@ impl LayoutArg {
             Self::Davis2017 => Some(Layout::Davis2017),
         }
     }
-}
-
-/// A bar over `frames` frames, hidden where standard error is not a terminal.
-pub fn progress_bar(frames: usize) -> Result<ProgressBar> {
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} frames {eta}")?;
-    Ok(ProgressBar::new(frames as u64).with_style(style))
 }
 
 /// The figures as a table: a row per sequence, below it one per object where there are

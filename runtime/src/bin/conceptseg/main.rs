@@ -6,6 +6,7 @@ mod davis;
 mod doctor;
 mod eval;
 mod metrics;
+mod progress;
 mod report;
 mod scene;
 mod scores;

@@ -1,4 +1,4 @@
-//! What `eval` and `metrics` share on still images: the progress bar and how figures are shown.
+//! What `eval` and `metrics` share on still images: how figures are shown.
 
 use std::fmt::Write as _;
 
@@ -7,16 +7,9 @@ use comfy_table::{CellAlignment, Table};
 use conceptseg::datasets::segmentation::Classes;
 use conceptseg::metrics::miou::MiouReport;
 use conceptseg::metrics::purity::PurityReport;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::davis::STYLE;
-
-/// A bar over images, hidden where standard error is not a terminal.
-pub fn progress_bar(what: &'static str, images: usize) -> Result<ProgressBar> {
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} images {eta}")?;
-    Ok(ProgressBar::new(images as u64).with_style(style).with_message(what))
-}
 
 /// The figures with the names of classes.
 pub fn miou_json(report: &MiouReport, classes: &Classes) -> Value {

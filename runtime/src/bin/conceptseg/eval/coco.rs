@@ -118,12 +118,12 @@ impl CocoArgs {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use conceptseg::bundle::{BundleWriter, Codebook};
     use conceptseg::evaluate::linear::LinearClassifier;
     use serde_json::{Value, json};
 
     use super::*;
     use crate::eval::concepts::{self, ConceptArgs};
+    use crate::eval::fixtures::write_tiny_bundle;
 
     #[derive(Debug, Parser)]
     struct Cli<T: clap::Args> {
@@ -188,12 +188,7 @@ mod tests {
             write("instances", &instances);
             write("panoptic", &segments);
         }
-        let vectors = (0..6 * 32).map(|i| if i % 33 == 0 { 1.0 } else { 0.0 }).collect();
-        let codebook = Codebook::new(6, 32, vectors).unwrap();
-        let onnx = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/tiny.onnx");
-        BundleWriter::new("tiny", 8, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-            .write(&root.path().join("bundle"), &onnx, &codebook)
-            .unwrap();
+        write_tiny_bundle(&root.path().join("bundle"));
         root
     }
 

@@ -21,10 +21,10 @@ use conceptseg::evaluate::report::{Report, Scores};
 use conceptseg::evaluate::run::{Inputs, Run, Stage, hash_each, hash_names};
 use conceptseg::files::write_atomic;
 use conceptseg::metrics::purity::PurityReport;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::model::{ModelArgs, bundle_inputs};
-use super::run::{self, RunArgs, finish, progress_bar};
+use super::run::{self, RunArgs, finish, stage_bar};
+use crate::progress::progress_bar;
 use crate::scores::purity_text;
 use shown::{figures, sections, use_text};
 
@@ -242,7 +242,7 @@ impl ConceptArgs {
         name: &'static str,
     ) -> Result<Stage<ImageConcepts>> {
         let stage = run.stage(name, &units(&set.images))?;
-        let bar = progress_bar(name, "images", &stage)?;
+        let bar = stage_bar(name, "images", &stage)?;
         let (short_side, tick) = (self.model.short_side, || bar.inc(1));
         records(model, &set.images, short_side, &self.segmentation(), &stage, &tick)?;
         bar.finish_and_clear();
@@ -283,9 +283,7 @@ impl ConceptArgs {
         summed: &ConceptSummary,
         others: &[(&str, &PurityReport)],
     ) -> Result<Pictures> {
-        let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} images {eta}")?;
-        let bar = ProgressBar::new(sheet::sampled_images(&summed.samples) as u64);
-        let bar = bar.with_style(style).with_message("drawn");
+        let bar = progress_bar("drawn", "images", sheet::sampled_images(&summed.samples))?;
         let (short_side, settings) = (self.model.short_side, self.segmentation());
         let (images, name, tick) = (&set.images, &set.name, || bar.inc(1));
         let pictures =

@@ -21,7 +21,8 @@ use super::page::Section;
 use super::run::{self, RunArgs, finish};
 use super::setting::{Setting, SettingArgs};
 use super::sweep::{Axis, Sweep};
-use crate::davis::{LayoutArg, Selection, progress_bar, table};
+use crate::davis::{LayoutArg, Selection, table};
+use crate::progress::progress_bar;
 
 /// Folder of the masks in the run folder, as masks/<sequence>/00000.png: palette PNGs of object
 /// ids, which `metrics davis` and the official tool read.
@@ -111,7 +112,7 @@ pub fn run(args: &DavisArgs, json: bool) -> Result<()> {
     let method = Method::open(args)?;
 
     if let (Some(sweep), Method::Model { model, .. }) = (sweep, &method) {
-        let bar = progress_bar(frames * sweep.len())?;
+        let bar = progress_bar("", "masks", frames * sweep.len())?;
         let results = sweep.run(&prepared, model, &bar)?;
         bar.finish_and_clear();
         if let Some(plot) = &args.plot {
@@ -137,7 +138,7 @@ pub fn run(args: &DavisArgs, json: bool) -> Result<()> {
         }
     }
     let todo = stage.pending().iter().map(|&at| prepared[at].sequence.frames.len());
-    let bar = progress_bar(todo.sum())?;
+    let bar = progress_bar("", "frames", todo.sum())?;
     let tick = |n| bar.inc(n);
     let mut speed = Speed::default();
     for &at in stage.pending() {
@@ -253,10 +254,10 @@ impl Method {
 #[cfg(test)]
 pub mod tests {
     use clap::Parser;
-    use conceptseg::bundle::{BundleWriter, Codebook};
     use conceptseg::labels::{LabelMap, PALETTE};
 
     use super::*;
+    use crate::eval::fixtures::write_tiny_bundle;
 
     #[derive(Debug, Parser)]
     struct Cli {
@@ -297,12 +298,7 @@ pub mod tests {
 
     fn tiny_bundle() -> tempfile::TempDir {
         let bundle = tempfile::tempdir().unwrap();
-        let vectors = (0..6 * 32).map(|i| if i % 33 == 0 { 1.0 } else { 0.0 }).collect();
-        let codebook = Codebook::new(6, 32, vectors).unwrap();
-        let onnx = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/tiny.onnx");
-        BundleWriter::new("tiny", 8, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-            .write(bundle.path(), &onnx, &codebook)
-            .unwrap();
+        write_tiny_bundle(bundle.path());
         bundle
     }
 

@@ -5,6 +5,8 @@ mod coco;
 mod compare;
 mod concepts;
 mod davis;
+#[cfg(test)]
+mod fixtures;
 mod model;
 mod page;
 mod pictures;

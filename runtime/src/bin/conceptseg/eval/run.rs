@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use conceptseg::evaluate::report::{Report, write_csv};
 use conceptseg::evaluate::run::{Inputs, Run, Shard, Stage, Unfinished};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
 use super::page::{self, Section};
+use crate::progress::progress_bar;
 
 /// Names of the files in a run folder.
 const REPORT_JSON: &str = "report.json";
@@ -42,17 +43,13 @@ impl RunArgs {
     }
 }
 
-/// A bar over the units that are still to do, hidden where standard error is not a terminal.
-pub fn progress_bar<T>(what: &'static str, units: &str, stage: &Stage<T>) -> Result<ProgressBar> {
-    let style = ProgressStyle::with_template(&format!(
-        "{{msg}} {{wide_bar}} {{pos}}/{{len}} {units} {{eta}}"
-    ))?;
+/// A bar over the units that are still to do; says how many were done before.
+pub fn stage_bar<T>(what: &'static str, units: &str, stage: &Stage<T>) -> Result<ProgressBar> {
     let before = stage.done_before();
     if before > 0 {
         tracing::info!("{what}: {before} {units} were done before");
     }
-    let pending = stage.pending().len();
-    Ok(ProgressBar::new(pending as u64).with_style(style).with_message(what))
+    progress_bar(what, units, stage.pending().len())
 }
 
 /// Ends a stage. Where units are still to come from other parts it says so and gives nothing.
@@ -86,7 +83,7 @@ pub fn write(run: &Run, report: &Report, sections: Vec<Section>) -> Result<()> {
 }
 
 /// Writes a text file as a whole.
-pub fn write_text(path: &Path, text: &str) -> Result<()> {
+fn write_text(path: &Path, text: &str) -> Result<()> {
     conceptseg::files::write_atomic(path, |file| std::io::Write::write_all(file, text.as_bytes()))
         .with_context(|| format!("cannot write {}", path.display()))
 }

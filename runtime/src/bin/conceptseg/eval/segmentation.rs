@@ -26,7 +26,7 @@ use serde_json::json;
 use super::model::{ModelArgs, bundle_inputs};
 use super::page::{self, Section, Shown};
 use super::pictures;
-use super::run::{self, RunArgs, finish, progress_bar};
+use super::run::{self, RunArgs, finish, stage_bar};
 use crate::scores::{miou_json, miou_table};
 
 /// How classes are decided.
@@ -227,7 +227,7 @@ pub(super) fn evaluate(
         (Some(train), None) => {
             let clusters = method.clusters();
             let stage = run.stage::<Prototypes>("prototypes", &units(train))?;
-            let bar = progress_bar("prototypes", "images", &stage)?;
+            let bar = stage_bar("prototypes", "images", &stage)?;
             classes::prototypes(&model, train, short_side, &clusters, &stage, &|| bar.inc(1))?;
             bar.finish_and_clear();
             let Some(found) = finish("prototypes", "images", stage)? else { return Ok(()) };
@@ -239,7 +239,7 @@ pub(super) fn evaluate(
     };
     let scales: &[f64] = if method.multi_scale { &SCALES } else { &[1.0] };
     let stage = run.stage::<ImageClasses>("scores", &units(val))?;
-    let bar = progress_bar("scored", "images", &stage)?;
+    let bar = stage_bar("scored", "images", &stage)?;
     classes::score(&model, val, short_side, &classifier, scales, &stage, &|| bar.inc(1))?;
     bar.finish_and_clear();
     let Some(images) = finish("scores", "images", stage)? else { return Ok(()) };
@@ -389,11 +389,11 @@ impl MethodArgs {
 #[cfg(test)]
 pub(super) mod tests {
     use clap::Parser;
-    use conceptseg::bundle::{BundleWriter, Codebook};
     use conceptseg::evaluate::run::Run;
     use conceptseg::metrics::miou::MiouReport;
 
     use super::*;
+    use crate::eval::fixtures::write_tiny_bundle;
 
     #[derive(Debug, Parser)]
     struct Cli<T: clap::Args> {
@@ -426,12 +426,7 @@ pub(super) mod tests {
             }
         }
         std::fs::write(root.path().join("classes.txt"), "red\nblue\n").unwrap();
-        let vectors = (0..6 * 32).map(|i| if i % 33 == 0 { 1.0 } else { 0.0 }).collect();
-        let codebook = Codebook::new(6, 32, vectors).unwrap();
-        let onnx = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/tiny.onnx");
-        BundleWriter::new("tiny", 8, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-            .write(&root.path().join("bundle"), &onnx, &codebook)
-            .unwrap();
+        write_tiny_bundle(&root.path().join("bundle"));
         root
     }
 

@@ -12,7 +12,8 @@ use conceptseg::metrics::davis::{
     DavisReport, SequenceReport, check_files, check_ids, score_folders,
 };
 
-use crate::davis::{LayoutArg, Selection, progress_bar, table};
+use crate::davis::{LayoutArg, Selection, table};
+use crate::progress::progress_bar;
 
 const MASKS: [&str; 1] = ["png"];
 
@@ -53,7 +54,7 @@ pub fn run(args: &DavisArgs, json: bool) -> Result<()> {
     for pair in &pairs {
         frames += check_files(&pair.annotations, &pair.results).with_context(|| cannot(pair))?;
     }
-    let bar = progress_bar(2 * frames)?;
+    let bar = progress_bar("", "frames", 2 * frames)?;
     bar.set_message("checked");
     for pair in &pairs {
         check_ids(&pair.annotations, &pair.results, layout, &|| bar.inc(1))

@@ -7,7 +7,8 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::{Truth, surplus_json, surplus_line};
-use crate::scores::{miou_json, miou_table, progress_bar};
+use crate::progress::progress_bar;
+use crate::scores::{miou_json, miou_table};
 
 #[derive(Debug, clap::Args)]
 pub struct MiouArgs {
@@ -21,7 +22,7 @@ pub struct MiouArgs {
 pub fn run(args: &MiouArgs, json: bool) -> Result<()> {
     let classes = args.labels.classes()?;
     let files = args.labels.open(&args.results)?;
-    let bar = progress_bar("scored", files.pairs.len())?;
+    let bar = progress_bar("scored", "images", files.pairs.len())?;
     let report = files.confusion(classes.count(), classes.void, &|| bar.inc(1))?.report();
     bar.finish_and_clear();
     let mut out = std::io::stdout().lock();

@@ -8,7 +8,8 @@ use conceptseg::metrics::files::PurityRules;
 use serde_json::json;
 
 use super::{Truth, surplus_json, surplus_line};
-use crate::scores::{progress_bar, purity_json, purity_text};
+use crate::progress::progress_bar;
+use crate::scores::{purity_json, purity_text};
 
 #[derive(Debug, clap::Args)]
 pub struct PurityArgs {
@@ -41,7 +42,7 @@ pub fn run(args: &PurityArgs, json: bool) -> Result<()> {
         ignored: args.no_concept,
         min_area: args.min_area,
     };
-    let bar = progress_bar("scored", files.pairs.len())?;
+    let bar = progress_bar("scored", "images", files.pairs.len())?;
     let report = files.purity(&rules, &|| bar.inc(1))?.report(args.min_segments);
     bar.finish_and_clear();
     let mut out = std::io::stdout().lock();
