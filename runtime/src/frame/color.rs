@@ -16,14 +16,50 @@ pub(super) struct YuvToRgb {
     blue_u: f32,
 }
 
+/// Luma weights of red and blue.
+const fn luma_weights(matrix: YuvMatrix) -> (f32, f32) {
+    match matrix {
+        YuvMatrix::Bt601 => (0.299, 0.114),
+        YuvMatrix::Bt709 => (0.2126, 0.0722),
+        YuvMatrix::Bt2020 => (0.2627, 0.0593),
+    }
+}
+
+/// The way back, from 8-bit R'G'B' to 8-bit YUV; sources as for [`YuvToRgb`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RgbToYuv {
+    kr: f32,
+    kb: f32,
+    luma_scale: f32,
+    luma_offset: f32,
+    chroma: f32,
+}
+
+impl RgbToYuv {
+    pub(crate) fn new(colorimetry: Colorimetry) -> Self {
+        let (kr, kb) = luma_weights(colorimetry.matrix);
+        let (luma_scale, luma_offset, chroma) = if colorimetry.full_range {
+            (1.0, 0.0, 1.0)
+        } else {
+            (219.0 / 255.0, 16.0, 224.0 / 255.0)
+        };
+        Self { kr, kb, luma_scale, luma_offset, chroma }
+    }
+
+    /// Y, U and V, rounded. `as` clamps what rounding brings beyond 8 bits.
+    #[inline]
+    pub(crate) fn yuv(&self, rgb: [u8; 3]) -> [u8; 3] {
+        let [r, g, b] = rgb.map(f32::from);
+        let luma = self.kr * r + (1.0 - self.kr - self.kb) * g + self.kb * b;
+        let u = (b - luma) / (2.0 * (1.0 - self.kb)) * self.chroma + 128.0;
+        let v = (r - luma) / (2.0 * (1.0 - self.kr)) * self.chroma + 128.0;
+        [luma * self.luma_scale + self.luma_offset, u, v].map(|value| value.round() as u8)
+    }
+}
+
 impl YuvToRgb {
     pub(super) fn new(colorimetry: Colorimetry) -> Self {
-        // Luma weights of red and blue.
-        let (kr, kb): (f32, f32) = match colorimetry.matrix {
-            YuvMatrix::Bt601 => (0.299, 0.114),
-            YuvMatrix::Bt709 => (0.2126, 0.0722),
-            YuvMatrix::Bt2020 => (0.2627, 0.0593),
-        };
+        let (kr, kb) = luma_weights(colorimetry.matrix);
         let kg = 1.0 - kr - kb;
         let (luma_scale, luma_offset, chroma) = if colorimetry.full_range {
             (1.0, 0.0, 1.0)
@@ -88,6 +124,20 @@ mod tests {
         let jpeg = YuvToRgb::new(Colorimetry { matrix: YuvMatrix::Bt601, full_range: true });
         close(jpeg.rgb(76, 85, 255), [255.0, 0.0, 0.0]);
         close(jpeg.rgb(255, 128, 128), [255.0; 3]);
+    }
+
+    #[test]
+    fn colours_survive_the_way_there_and_back() {
+        for matrix in [YuvMatrix::Bt601, YuvMatrix::Bt709, YuvMatrix::Bt2020] {
+            for full_range in [false, true] {
+                let colorimetry = Colorimetry { matrix, full_range };
+                let (there, back) = (RgbToYuv::new(colorimetry), YuvToRgb::new(colorimetry));
+                for color in [[0; 3], [255; 3], [200, 30, 90], [10, 250, 40], [0, 0, 255]] {
+                    let [y, u, v] = there.yuv(color);
+                    close(back.rgb(y, u, v), color.map(f32::from));
+                }
+            }
+        }
     }
 
     #[test]
