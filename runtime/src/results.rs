@@ -21,6 +21,10 @@ pub struct FrameRecord {
     /// Presentation time in nanoseconds, where the stream has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pts_ns: Option<u64>,
+    /// How far the analysed frame lies behind the one that shows the result, in nanoseconds;
+    /// absent where they are the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_ns: Option<u64>,
     /// Width of the frame in pixels.
     pub width: u32,
     /// Height of the frame in pixels.
@@ -93,6 +97,7 @@ impl FrameRecord {
         Self {
             frame: result.index,
             pts_ns,
+            age_ns: None,
             width: result.width,
             height: result.height,
             latency_ms: Latency::from(&result.times),

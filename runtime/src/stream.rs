@@ -11,7 +11,7 @@ use crate::concepts::{ConceptError, ConceptLabeler, ConceptMap, SegmentationConf
 use crate::embed::{EmbedError, FrameEmbedder, InputSize, Model};
 use crate::frame::{FrameError, FrameView};
 use crate::labels::LabelMap;
-use crate::propagate::{MaskMap, PropagateError, PropagationConfig, Propagator};
+use crate::propagate::{MaskChange, MaskMap, MaskTrack, PropagateError, PropagationConfig};
 
 /// Why a frame could not be processed.
 #[derive(Debug, thiserror::Error)]
@@ -26,22 +26,9 @@ pub enum StreamError {
     /// The frame could not be labelled with concepts.
     #[error(transparent)]
     Concept(#[from] ConceptError),
-    /// The masks could not be carried.
+    /// The masks could not be carried, or a given mask does not fit.
     #[error(transparent)]
     Propagate(#[from] PropagateError),
-    /// The given mask is not of the frame's size.
-    #[error(
-        "the mask has {mask:?} pixels, but the frame {frame:?} (width, height); give one of the frame's size"
-    )]
-    MaskSize {
-        /// Width and height of the mask.
-        mask: (u32, u32),
-        /// Width and height of the frame.
-        frame: (u32, u32),
-    },
-    /// The given mask has no objects.
-    #[error("the mask holds no object; mark each object's pixels with an id of 1 to 254")]
-    EmptyMask,
 }
 
 /// Settings of a stream.
@@ -107,9 +94,7 @@ pub struct StreamState {
     config: StreamConfig,
     embedder: FrameEmbedder,
     labeler: ConceptLabeler,
-    propagator: Propagator,
-    /// A mask that waits for the next frame.
-    given: Option<LabelMap>,
+    masks: MaskTrack,
     frames: u64,
     result: FrameResult,
 }
@@ -120,8 +105,7 @@ impl StreamState {
         Self {
             embedder: FrameEmbedder::new(model),
             labeler: ConceptLabeler::new(),
-            propagator: Propagator::new(config.propagation.clone()),
-            given: None,
+            masks: MaskTrack::new(config.propagation.clone()),
             frames: 0,
             result: FrameResult::default(),
             config,
@@ -138,7 +122,12 @@ impl StreamState {
     /// white on black ([`LabelMap::with_white_as_instance`]). Masks that were carried before
     /// are forgotten then.
     pub fn set_instances(&mut self, mask: LabelMap) {
-        self.given = Some(mask.with_white_as_instance());
+        self.change_instances(MaskChange::Replace(mask));
+    }
+
+    /// Has objects join or leave at the next frame while the others are carried on.
+    pub fn change_instances(&mut self, change: MaskChange) {
+        self.masks.change(change);
     }
 
     /// Processes the next frame.
@@ -151,20 +140,9 @@ impl StreamState {
     /// is dropped, masks that were carried before it stay.
     pub fn process(&mut self, frame: &FrameView<'_>) -> Result<&FrameResult, StreamError> {
         let (width, height) = (frame.width(), frame.height());
-        let given = self.given.take();
         (self.result.index, self.result.width, self.result.height) = (self.frames, width, height);
         self.frames += 1;
-        if let Some(mask) = &given {
-            if (mask.width, mask.height) != (width, height) {
-                return Err(StreamError::MaskSize {
-                    mask: (mask.width, mask.height),
-                    frame: (width, height),
-                });
-            }
-            if mask.instance_ids().is_empty() {
-                return Err(StreamError::EmptyMask);
-            }
-        }
+        self.masks.check(width, height)?;
 
         let mut clock = Clock::start();
         self.embedder.prepare(frame, InputSize::ShortSide(self.config.short_side))?;
@@ -181,56 +159,16 @@ impl StreamState {
             self.result.times.concepts = clock.lap();
         }
 
-        if given.is_some() || self.propagator.is_started() {
-            self.carry(given, width, height)?;
+        if self.masks.is_active() {
+            match (self.masks.step(self.embedder.map(), width, height)?, &mut self.result.masks) {
+                (Some(masks), Some(out)) => out.copy_from(masks),
+                (masks, out) => *out = masks.cloned(),
+            }
             self.result.times.propagation = clock.lap();
         } else {
             self.result.times.propagation = Duration::ZERO;
         }
         Ok(&self.result)
-    }
-
-    /// Brings the masks to the present frame.
-    fn carry(
-        &mut self,
-        given: Option<LabelMap>,
-        width: u32,
-        height: u32,
-    ) -> Result<(), StreamError> {
-        if let Some(mask) = given {
-            return self.start(&mask);
-        }
-        let masks = self.result.masks.get_or_insert_default();
-        match self.propagator.step(self.embedder.map(), width, height, masks) {
-            Ok(()) => Ok(()),
-            Err(PropagateError::Grid { .. }) => {
-                let last = LabelMap {
-                    width: masks.width,
-                    height: masks.height,
-                    data: std::mem::take(&mut masks.labels),
-                };
-                let scaled = last.resized_nearest(width, height);
-                if scaled.instance_ids().is_empty() {
-                    tracing::warn!(
-                        "the frame size changed while no object was in sight; give a new mask to go on"
-                    );
-                    self.propagator = Propagator::new(self.config.propagation.clone());
-                    self.result.masks = None;
-                    return Ok(());
-                }
-                tracing::info!(
-                    "the frame size changed to {width}x{height}; masks go on from the last ones"
-                );
-                self.start(&scaled)
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn start(&mut self, mask: &LabelMap) -> Result<(), StreamError> {
-        self.propagator.start(self.embedder.map(), mask)?;
-        self.result.masks.get_or_insert_default().set_given(mask);
-        Ok(())
     }
 }
 
@@ -355,11 +293,20 @@ mod tests {
         let (rgb, truth) = picture(WIDTH, HEIGHT, 0);
         let frame = FrameView::rgb(WIDTH, HEIGHT, &rgb).unwrap();
         stream.set_instances(LabelMap::background(WIDTH, HEIGHT + 1));
-        assert!(matches!(stream.process(&frame), Err(StreamError::MaskSize { .. })));
+        assert!(matches!(
+            stream.process(&frame),
+            Err(StreamError::Propagate(PropagateError::MaskSize { .. }))
+        ));
         stream.set_instances(LabelMap::background(WIDTH, HEIGHT));
-        assert!(matches!(stream.process(&frame), Err(StreamError::EmptyMask)));
+        assert!(matches!(
+            stream.process(&frame),
+            Err(StreamError::Propagate(PropagateError::EmptyMask))
+        ));
         stream.set_instances(LabelMap { data: vec![255; truth.data.len()], ..truth.clone() });
-        assert!(matches!(stream.process(&frame), Err(StreamError::EmptyMask)));
+        assert!(matches!(
+            stream.process(&frame),
+            Err(StreamError::Propagate(PropagateError::EmptyMask))
+        ));
         stream.set_instances(LabelMap { data: vec![1; 7], ..truth.clone() });
         assert!(matches!(stream.process(&frame), Err(StreamError::Propagate(_))));
         assert!(stream.process(&frame).unwrap().masks.is_none());
@@ -421,7 +368,7 @@ mod tests {
             let (concepts, masks) =
                 (stream.result.concepts.as_ref().unwrap(), stream.result.masks.as_ref().unwrap());
             let floats = stream.embedder.buffers();
-            let memory = stream.propagator.memory_bytes();
+            let memory = stream.masks.memory_bytes();
             (
                 floats,
                 concepts.concepts.as_ptr(),

@@ -70,6 +70,13 @@ impl MaskMap {
         self.instances.iter_mut().for_each(|i| i.confidence = 1.0);
     }
 
+    /// Takes over another map and keeps its own memory.
+    pub fn copy_from(&mut self, other: &Self) {
+        (self.width, self.height) = (other.width, other.height);
+        self.labels.clone_from(&other.labels);
+        self.instances.clone_from(&other.instances);
+    }
+
     /// Area and box of the listed instances.
     fn measure(&mut self) {
         let mut index = [None; 256];

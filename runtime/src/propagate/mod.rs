@@ -15,8 +15,10 @@ mod masks;
 mod memory;
 #[cfg(test)]
 mod tests;
+mod track;
 
 pub use masks::{InstanceStat, MaskMap};
+pub use track::{MaskChange, MaskTrack};
 
 use crate::embed::EmbeddingMap;
 use crate::labels::LabelMap;
@@ -186,8 +188,18 @@ pub enum PropagateError {
         /// Claimed height.
         height: u32,
     },
+    /// A mask is not of the frame's size.
+    #[error(
+        "the mask has {mask:?} pixels, but the frame {frame:?} (width, height); give one of the frame's size"
+    )]
+    MaskSize {
+        /// Width and height of the mask.
+        mask: (u32, u32),
+        /// Width and height of the frame.
+        frame: (u32, u32),
+    },
     /// The first mask has no instance.
-    #[error("the mask holds no instance; give at least one pixel an id of 1 to 254")]
+    #[error("the mask holds no object; mark each object's pixels with an id of 1 to 254")]
     EmptyMask,
     /// A frame came before the first mask.
     #[error("no mask was given yet; start the propagation with the first frame and its mask")]
