@@ -1,27 +1,60 @@
 //! Counters and latencies for the `stats` property.
 
 use std::collections::VecDeque;
-
-use conceptseg::results::Latency;
-use conceptseg::stream::StageTimes;
+use std::time::Duration;
 
 /// Frames over which latencies are summed up: half a minute of video at 30 frames per second,
 /// so that the figures follow a change of load and memory stays constant.
 const WINDOW: usize = 1024;
 
-/// Picks the time of one stage in milliseconds.
-type Figure = fn(&Latency) -> f64;
+/// The latest values of one figure, in milliseconds.
+#[derive(Debug, Default)]
+struct Window(VecDeque<f64>);
 
-/// What the element has done since it was started.
+impl Window {
+    fn push(&mut self, value: Duration) {
+        if self.0.len() == WINDOW {
+            self.0.pop_front();
+        }
+        self.0.push_back(value.as_secs_f64() * 1e3);
+    }
+
+    /// Mean, quantiles and largest value; all 0 before the first frame.
+    fn to_structure(&self) -> gst::Structure {
+        let mut values: Vec<f64> = self.0.iter().copied().collect();
+        values.sort_by(f64::total_cmp);
+        // The nearest-rank percentile: a value that really occurred.
+        let rank = |share: f64| {
+            let index = ((values.len() as f64 * share).ceil() as usize).saturating_sub(1);
+            values.get(index).copied().unwrap_or(0.0)
+        };
+        // The sum of no floats is -0, which would be shown as such.
+        let sum = values.iter().fold(0.0, |sum, value| sum + value);
+        gst::Structure::builder("milliseconds")
+            .field("mean", sum / values.len().max(1) as f64)
+            .field("median", rank(0.5))
+            .field("p95", rank(0.95))
+            .field("p99", rank(0.99))
+            .field("max", rank(1.0))
+            .build()
+    }
+}
+
+/// What an element has done since it was started.
 #[derive(Debug, Default)]
 pub struct Stats {
     /// Buffers that came in.
     pub frames: u64,
-    /// Buffers that the network has seen.
+    /// Buffers that were worked on.
     pub inferred: u64,
-    /// Name of the backend, empty before the start.
+    /// Buffers that passed with an earlier result because the element was busy.
+    pub skipped: u64,
+    /// Name of the backend; empty before the start and where there is none.
     pub backend: String,
-    recent: VecDeque<Latency>,
+    /// Latencies by stage, in the order in which they were first seen.
+    stages: Vec<(&'static str, Window)>,
+    age: Window,
+    blocked: Window,
 }
 
 impl Stats {
@@ -30,80 +63,65 @@ impl Stats {
         Self { backend: backend.to_owned(), ..Self::default() }
     }
 
-    /// Counts a frame that was analysed.
-    pub fn push(&mut self, times: &StageTimes) {
-        self.inferred += 1;
-        if self.recent.len() == WINDOW {
-            self.recent.pop_front();
+    /// Notes what a stage took for one frame.
+    pub fn stage(&mut self, name: &'static str, time: Duration) {
+        if let Some((_, window)) = self.stages.iter_mut().find(|(known, _)| *known == name) {
+            return window.push(time);
         }
-        self.recent.push_back(Latency::from(times));
+        let mut window = Window::default();
+        window.push(time);
+        self.stages.push((name, window));
+    }
+
+    /// Notes how old the result of a frame was when the frame passed.
+    pub fn age(&mut self, age: Duration) {
+        self.age.push(age);
+    }
+
+    /// Notes for how long a frame was held.
+    pub fn blocked(&mut self, time: Duration) {
+        self.blocked.push(time);
     }
 
     /// The value of the property.
     pub fn to_structure(&self) -> gst::Structure {
-        let stages: [(&str, Figure); 5] = [
-            ("preprocess", |l| l.preprocess),
-            ("network", |l| l.network),
-            ("concepts", |l| l.concepts),
-            ("propagation", |l| l.propagation),
-            ("total", |l| l.total),
-        ];
         let mut fields = gst::Structure::builder("conceptseg-stats")
             .field("frames", self.frames)
             .field("inferred", self.inferred)
-            .field("backend", &self.backend)
+            .field("skipped", self.skipped)
+            .field("age", self.age.to_structure())
+            .field("blocked", self.blocked.to_structure())
             .build();
-        for (name, stage) in stages {
-            fields.set(name, latency(self.recent.iter().map(stage).collect()));
+        if !self.backend.is_empty() {
+            fields.set("backend", &self.backend);
+        }
+        for (name, window) in &self.stages {
+            fields.set(*name, window.to_structure());
         }
         fields
     }
 }
 
-/// Mean, median and 99th percentile in milliseconds; all 0 before the first frame.
-fn latency(mut values: Vec<f64>) -> gst::Structure {
-    values.sort_by(f64::total_cmp);
-    // The nearest-rank percentile: a value that really occurred.
-    let rank = |share: f64| {
-        let index = ((values.len() as f64 * share).ceil() as usize).saturating_sub(1);
-        values.get(index).copied().unwrap_or(0.0)
-    };
-    // The sum of no floats is -0, which would be shown as such.
-    let sum = values.iter().fold(0.0, |sum, value| sum + value);
-    gst::Structure::builder("latency-ms")
-        .field("mean", sum / values.len().max(1) as f64)
-        .field("median", rank(0.5))
-        .field("p99", rank(0.99))
-        .build()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
-
-    fn times(ms: u64) -> StageTimes {
-        let network = Duration::from_millis(ms);
-        let zero = Duration::ZERO;
-        StageTimes { preprocess: zero, network, concepts: zero, propagation: zero }
-    }
 
     #[test]
-    fn latencies_are_mean_median_and_p99_of_recent_frames() {
+    fn latencies_are_quantiles_of_recent_frames() {
         gst::init().unwrap();
         let mut stats = Stats::default();
-        assert_eq!(figure(&stats, "network", "p99"), 0.0);
+        assert_eq!(figure(&stats, "age", "p99"), 0.0);
         for ms in 1..=100 {
-            stats.push(&times(ms));
+            stats.stage("network", Duration::from_millis(ms));
         }
         assert_eq!(figure(&stats, "network", "mean"), 50.5);
         assert_eq!(figure(&stats, "network", "median"), 50.0);
-        assert_eq!(figure(&stats, "total", "p99"), 99.0);
+        assert_eq!(figure(&stats, "network", "p99"), 99.0);
+        assert_eq!(figure(&stats, "network", "max"), 100.0);
         for _ in 0..WINDOW {
-            stats.push(&times(7));
+            stats.stage("network", Duration::from_millis(7));
         }
-        assert_eq!(figure(&stats, "network", "p99"), 7.0);
-        assert_eq!(stats.inferred, 100 + WINDOW as u64);
+        assert_eq!(figure(&stats, "network", "max"), 7.0);
     }
 
     fn figure(stats: &Stats, stage: &str, name: &str) -> f64 {

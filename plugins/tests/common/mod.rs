@@ -12,6 +12,10 @@ use gst::prelude::*;
 use gst_check::Harness;
 use tempfile::TempDir;
 
+/// Formats that the elements take.
+pub const FORMATS: [&str; 11] =
+    ["NV12", "I420", "YUY2", "UYVY", "RGB", "BGR", "RGBx", "BGRx", "RGBA", "BGRA", "GRAY8"];
+
 /// Channels of the test network.
 const DIM: usize = 32;
 
@@ -59,11 +63,21 @@ impl Fixture {
         self.folder.path().join(name)
     }
 
-    /// The element on the test network, at a size that is quick.
+    /// `conceptseg` on the test network, at a size that is quick, waiting for each result (a
+    /// harness counts as live) and drawing nothing.
     pub fn element(&self) -> gst::Element {
-        gst::ElementFactory::make("conceptseg")
+        let element = self.make("conceptseg");
+        element.set_property_from_str("draw", "0");
+        element
+    }
+
+    /// `conceptseg` or `conceptembed` on the test network, at a size that is quick, waiting for
+    /// each result.
+    pub fn make(&self, name: &str) -> gst::Element {
+        gst::ElementFactory::make(name)
             .property_from_str("bundle", self.bundle().to_str().unwrap())
             .property_from_str("backend", "rten")
+            .property_from_str("late-policy", "block")
             .property("threads", 1u32)
             .property("short-side", 64u32)
             .build()
