@@ -72,7 +72,7 @@ impl Lateness {
     }
 
     /// Reads one of them.
-    pub fn get(&self, name: &str) -> Option<glib::Value> {
+    pub fn get(self, name: &str) -> Option<glib::Value> {
         match name {
             "late-policy" => Some(self.policy.to_value()),
             "max-age" => Some(self.max_age.to_value()),
@@ -81,7 +81,7 @@ impl Lateness {
     }
 
     /// What they mean for a frame.
-    pub fn rules(&self) -> Rules {
+    pub fn rules(self) -> Rules {
         Rules { policy: self.policy, max_age: Duration::from_millis(self.max_age.into()) }
     }
 }

@@ -343,11 +343,12 @@ fn random_caps_and_sizes_never_panic() {
         );
         harness.set_src_caps(caps.parse().unwrap());
         let mut buffer = frame(&caps, i);
-        if draw(5) == 0 {
+        let kind = draw(5);
+        if kind == 0 {
             // Shorter than the caps promise.
             let size = draw(buffer.size() as u64 + 1) as usize;
             buffer.make_mut().set_size(size);
-        } else if draw(5) == 0 {
+        } else if kind == 1 {
             // Rows that lie further apart, or that are said to, beyond the end of the buffer.
             let info =
                 gst_video::VideoInfo::from_caps(&caps.parse::<gst::Caps>().unwrap()).unwrap();

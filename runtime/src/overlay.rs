@@ -230,7 +230,7 @@ pub fn draw(
             bytes_per_pixel: layout.bytes_per_pixel,
         });
     }
-    let (concepts, masks) = layers((width, height), concepts, masks, style)?;
+    let (concepts, masks) = layers((width, height), concepts, masks, *style)?;
     if w == 0 || h == 0 {
         return Ok(());
     }
@@ -261,7 +261,7 @@ fn layers<'a>(
     (width, height): (u32, u32),
     concepts: Option<&'a ConceptMap>,
     masks: Option<&'a MaskMap>,
-    style: &OverlayStyle,
+    style: OverlayStyle,
 ) -> Result<(Option<&'a ConceptMap>, Option<&'a MaskMap>), OverlayError> {
     let check = |layer, (lw, lh), len| {
         if (lw, lh) == (width, height) && len == width as usize * height as usize {

@@ -316,7 +316,7 @@ impl ConceptEmbed {
             match opened {
                 Ok(loaded) => {
                     gst::info!(CAT, obj = element, "The new bundle takes over");
-                    this.analyzer.stats().backend = loaded.model.backend_name().to_owned();
+                    loaded.model.backend_name().clone_into(&mut this.analyzer.stats().backend);
                     *lock(&this.loaded) = Some(loaded);
                 }
                 Err(error) => gst::element_warning!(

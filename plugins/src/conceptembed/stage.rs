@@ -55,12 +55,9 @@ impl Stage for EmbedStage {
                 .map_err(|e| message(gst::StreamError::Failed, &sentence(&e)))?;
         }
         let preprocess = began.elapsed();
+        let prepared = Instant::now();
         embedder.embed().map_err(|e| message(gst::StreamError::Failed, &sentence(&e)))?;
-        let times = StageTimes {
-            preprocess,
-            network: began.elapsed() - preprocess,
-            ..StageTimes::default()
-        };
+        let times = StageTimes { preprocess, network: prepared.elapsed(), ..StageTimes::default() };
         let source = Source {
             frame: moment.frame,
             pts: moment.pts,

@@ -9,6 +9,8 @@
 //! shorter; and where inference is faster than half an interval, each frame shows its own result.
 
 mod latency;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 pub use latency::LatencyMeter;

@@ -54,6 +54,9 @@ impl<T> Found<T> {
     }
 }
 
+/// The latest result of a stage, where it has one.
+pub type Latest<S> = Option<Arc<Found<<S as Stage>::Output>>>;
+
 /// Runs a stage in the calling thread or in one of its own.
 pub struct Worker<S: Stage> {
     shared: Arc<Shared<S>>,
@@ -70,7 +73,7 @@ struct Slot<S: Stage> {
     job: Option<S::Input>,
     /// From the moment a job is given until its result is there.
     busy: bool,
-    latest: Option<Arc<Found<S::Output>>>,
+    latest: Latest<S>,
     failure: Option<gst::ErrorMessage>,
     flushing: bool,
     /// Counts flushes: results of work that began before one are dropped.
@@ -99,7 +102,7 @@ impl<S: Stage> Worker<S> {
     pub fn block(
         &self,
         work: impl FnOnce() -> Result<Option<S::Input>, gst::ErrorMessage>,
-    ) -> Result<Option<Arc<Found<S::Output>>>, gst::ErrorMessage> {
+    ) -> Result<Latest<S>, gst::ErrorMessage> {
         // Only after a change of the policy is the thread still at work.
         self.drain();
         if let Some(failure) = lock(&self.shared.slot).failure.take() {
@@ -121,7 +124,7 @@ impl<S: Stage> Worker<S> {
         &self,
         now: Moment,
         work: impl FnOnce() -> Result<Option<S::Input>, gst::ErrorMessage>,
-    ) -> Result<(Option<Arc<Found<S::Output>>>, bool), gst::ErrorMessage> {
+    ) -> Result<(Latest<S>, bool), gst::ErrorMessage> {
         let mut slot = lock(&self.shared.slot);
         if let Some(failure) = slot.failure.take() {
             return Err(failure);

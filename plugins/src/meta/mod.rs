@@ -81,7 +81,7 @@ fn transform(
     }
     let Ok(mut copy) = replace(to, name) else { return false };
     let fields = copy.mut_structure();
-    for (field, value) in meta.structure().iter() {
+    for (field, value) in meta.structure() {
         fields.set_value(field, value.clone());
     }
     true

@@ -55,8 +55,8 @@ pub fn draw_frame(
             draw(data, layout, *stride, width, height, concepts, masks, style, colors)
         }
         Target::Yuv(layout) => {
-            let (concepts, masks) = layers((width, height), concepts, masks, style)?;
-            draw_yuv(frame, &layout, concepts, masks, style, colors);
+            let (concepts, masks) = layers((width, height), concepts, masks, *style)?;
+            draw_yuv(frame, &layout, concepts, masks, *style, colors);
             Ok(())
         }
     }
@@ -116,7 +116,7 @@ fn draw_yuv(
     layout: &YuvLayout,
     concepts: Option<&ConceptMap>,
     masks: Option<&MaskMap>,
-    style: &OverlayStyle,
+    style: OverlayStyle,
     colors: &ConceptColors,
 ) {
     if concepts.is_none() && masks.is_none() {
@@ -174,7 +174,7 @@ impl<'a> Painter<'a> {
         convert: RgbToYuv,
         concepts: Option<&'a ConceptMap>,
         masks: Option<&'a MaskMap>,
-        style: &OverlayStyle,
+        style: OverlayStyle,
         colors: &'a ConceptColors,
     ) -> Self {
         let instances = if style.masks && masks.is_some() {
