@@ -204,6 +204,34 @@ fn a_mask_that_does_not_fit_the_frames_is_an_error_at_the_first_frame() {
 }
 
 #[test]
+fn a_frame_that_ends_before_its_last_row_is_an_error_with_the_reason() {
+    let fixture = Fixture::new();
+    let (mut harness, bus) = harness(&fixture.element(), SMALL);
+    let mut short = frame(SMALL, 0);
+    short.make_mut().set_size(100);
+    assert_eq!(harness.push(short), Err(gst::FlowError::Error));
+    let text = error_text(&bus).unwrap();
+    assert!(text.contains("must send whole frames"), "{text}");
+
+    // One that lies about its rows would be read beyond its end.
+    let (mut harness, bus) = common::harness(&fixture.element(), SMALL);
+    let mut lying = frame(SMALL, 0);
+    VideoMeta::add_full(
+        lying.make_mut(),
+        gst_video::VideoFrameFlags::empty(),
+        gst_video::VideoFormat::Rgb,
+        96,
+        72,
+        &[0],
+        &[4000],
+    )
+    .unwrap();
+    assert_eq!(harness.push(lying), Err(gst::FlowError::Error));
+    let text = error_text(&bus).unwrap();
+    assert!(text.contains("lies outside of its"), "{text}");
+}
+
+#[test]
 fn a_mask_set_while_playing_applies_to_the_next_frame() {
     let fixture = Fixture::new();
     let element = fixture.element();
@@ -422,10 +450,17 @@ fn the_bin_has_the_properties_of_the_elements_inside() {
     let element = fixture.element();
     let bin = element.downcast_ref::<gst::Bin>().unwrap();
     let inside = |name: &str| bin.by_name(name).unwrap();
-    for property in
-        element.list_properties().iter().filter(|p| p.owner_type().name() == "GstConceptSeg")
-    {
-        assert!(element.find_property(property.name()).is_some());
+    for name in ["embed", "label", "propagate", "overlay", "sink"] {
+        let child = inside(name);
+        let own = child.list_properties();
+        for property in own.iter().filter(|property| property.owner_type() == child.type_()) {
+            let outside = match property.name() {
+                "location" => "results-location",
+                "fd" => "results-fd",
+                same => same,
+            };
+            assert!(element.find_property(outside).is_some(), "{name} {outside}");
+        }
     }
     element.set_property("num-segments", 36u32);
     assert_eq!(inside("label").property::<u32>("num-segments"), 36);

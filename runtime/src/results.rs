@@ -16,7 +16,7 @@ use crate::stream::{FrameResult, StageTimes};
 /// Everything that is written about one frame.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FrameRecord {
-    /// Index of the frame in its stream, from 0.
+    /// Index of the analysed frame in its stream, from 0.
     pub frame: u64,
     /// Presentation time in nanoseconds, where the stream has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

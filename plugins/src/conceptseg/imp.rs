@@ -143,7 +143,6 @@ impl ObjectSubclass for ConceptSeg {
     const NAME: &'static str = "GstConceptSeg";
     type Type = super::ConceptSeg;
     type ParentType = gst::Bin;
-    type Interfaces = (gst::ChildProxy,);
 }
 
 impl ObjectImpl for ConceptSeg {
@@ -219,18 +218,3 @@ impl ElementImpl for ConceptSeg {
 }
 
 impl BinImpl for ConceptSeg {}
-
-impl ChildProxyImpl for ConceptSeg {
-    fn children_count(&self) -> u32 {
-        self.elements().len() as u32
-    }
-
-    fn child_by_name(&self, name: &str) -> Option<glib::Object> {
-        let found = self.elements().into_iter().find(|element| element.name() == name);
-        found.map(|element| element.clone().upcast())
-    }
-
-    fn child_by_index(&self, index: u32) -> Option<glib::Object> {
-        self.elements().get(index as usize).map(|&element| element.clone().upcast())
-    }
-}

@@ -12,6 +12,9 @@ use crate::meta::Source;
 /// How long the end of a stream waits for the frame that is being worked on.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// What the scheduler may take beside the inference before a frame gives up waiting for it.
+const GRACE: Duration = Duration::from_millis(10);
+
 /// The work of one element on one frame.
 pub trait Stage: Send + 'static {
     /// What it works on.
@@ -142,7 +145,8 @@ impl<S: Stage> Worker<S> {
             && let Some(latest) = &slot.latest
             && latest.is_late(now)
         {
-            let Some(left) = latest.source.cost().checked_sub(begin.elapsed()) else { break };
+            let longest = latest.source.cost() + GRACE;
+            let Some(left) = longest.checked_sub(begin.elapsed()) else { break };
             slot = self.wait(slot, left);
         }
         Ok((slot.latest.clone(), was_busy))

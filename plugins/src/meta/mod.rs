@@ -22,12 +22,16 @@
 //! frame that carries the result), `stale` (`gboolean`, result of an earlier frame), and what the
 //! stages took in milliseconds (`gdouble`): `preprocess`, `network`, `concepts`, `propagation`.
 //!
+//! On `GStreamer` 1.26 and later both maps are also attached as the framework's own
+//! `GstAnalyticsSegmentationMtd`: concepts as semantic, instances as instance segmentation.
+//!
 //! The metas have no tags, so that elements which convert, scale, crop or encode keep them. Maps
 //! always have the size of the frame that was analysed and cover all of it, so that scaling needs
 //! no change: a reader scales them to its own frame ([`Analysis::read_masks`],
 //! [`Analysis::read_concepts`]). Transformations that announce another geometry drop them.
 
 mod analysis;
+mod analytics;
 mod embedding;
 mod parts;
 mod source;
@@ -116,4 +120,46 @@ fn find<'a>(
     name: &str,
 ) -> Option<gst::MetaRef<'a, gst::meta::CustomMeta>> {
     gst::meta::CustomMeta::from_buffer(buffer, name).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gst::glib::Quark;
+
+    /// What is left of a meta after a transformation of this kind.
+    fn after(kind: &str) -> Option<u32> {
+        gst::init().unwrap();
+        register();
+        let mut from = gst::Buffer::new();
+        let from = from.get_mut().unwrap();
+        replace(from, NAME).unwrap().mut_structure().set("width", 96u32);
+        let mut to = gst::Buffer::new();
+        let to = to.get_mut().unwrap();
+        let kept = transform(NAME, to, &find(from, NAME).unwrap(), Quark::from_str(kind));
+        let width = find(to, NAME).map(|meta| meta.structure().get("width").unwrap());
+        assert_eq!(kept, width.is_some());
+        width
+    }
+
+    #[test]
+    fn copies_and_scaling_keep_the_results_and_unknown_geometry_drops_them() {
+        assert_eq!(after("gst-copy"), Some(96));
+        assert_eq!(after("gst-video-scale"), Some(96));
+        assert_eq!(after("gst-video-matrix"), None);
+    }
+
+    #[test]
+    fn a_buffer_has_one_meta_of_a_name() {
+        gst::init().unwrap();
+        register();
+        let mut buffer = gst::Buffer::new();
+        let buffer = buffer.get_mut().unwrap();
+        for width in [1u32, 2] {
+            replace(buffer, NAME).unwrap().mut_structure().set("width", width);
+        }
+        assert_eq!(find(buffer, NAME).unwrap().structure().get::<u32>("width"), Ok(2));
+        remove_results(buffer).unwrap();
+        assert!(find(buffer, NAME).is_none());
+    }
 }

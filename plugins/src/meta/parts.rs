@@ -1,11 +1,14 @@
 //! Results as they are attached: made once, attached to every frame that shows them.
 
+use std::collections::BTreeSet;
+
 use conceptseg::bundle::{ConceptEntry, ConceptNames};
 use conceptseg::concepts::ConceptMap;
 use conceptseg::propagate::MaskMap;
 use conceptseg::results::summarize_concepts;
 use gst_video::{VideoFormat, VideoFrameFlags, VideoMeta};
 
+use super::analytics::{self, Regions};
 use super::source::to_structure;
 use super::{Age, MetaError, NAME, Source};
 
@@ -17,6 +20,8 @@ pub struct ConceptPart {
     map: gst::Buffer,
     segments: gst::Array,
     summary: gst::Array,
+    /// The values that occur in the map.
+    ids: Vec<u32>,
 }
 
 impl ConceptPart {
@@ -31,7 +36,14 @@ impl ConceptPart {
                 pair.copy_from_slice(&id.to_le_bytes());
             }
         })?;
-        Ok(Self { source, map: pixels, segments: segments(map), summary: summary(map, names) })
+        let ids: BTreeSet<u32> = map.segment_list.iter().map(|s| u32::from(s.concept)).collect();
+        Ok(Self {
+            source,
+            map: pixels,
+            segments: segments(map),
+            summary: summary(map, names),
+            ids: ids.into_iter().collect(),
+        })
     }
 
     /// Attaches the concepts to `buffer`, beside other results.
@@ -44,7 +56,10 @@ impl ConceptPart {
             fields.set("segments", &self.segments);
             fields.set("summary", &self.summary);
             fields.set("concepts-source", to_structure(&self.source, age));
-        })
+        })?;
+        let size = (self.source.width, self.source.height);
+        analytics::attach(buffer, &self.map, Regions::Semantic, &mut self.ids.clone(), size);
+        Ok(())
     }
 }
 
@@ -55,6 +70,8 @@ pub struct MaskPart {
     pub source: Source,
     map: gst::Buffer,
     instances: gst::Array,
+    /// The values that occur in the map, with background.
+    ids: Vec<u32>,
 }
 
 impl MaskPart {
@@ -67,7 +84,9 @@ impl MaskPart {
         fill(&mut pixels, VideoFormat::Gray8, map.width, map.height, |bytes| {
             bytes.copy_from_slice(&map.labels);
         })?;
-        Ok(Self { source, map: pixels, instances: instances(map) })
+        let seen = map.instances.iter().filter(|instance| instance.area > 0);
+        let ids = std::iter::once(0).chain(seen.map(|instance| u32::from(instance.id))).collect();
+        Ok(Self { source, map: pixels, instances: instances(map), ids })
     }
 
     /// Attaches the masks to `buffer`, beside other results.
@@ -79,7 +98,10 @@ impl MaskPart {
             fields.set("masks", &self.map);
             fields.set("instances", &self.instances);
             fields.set("masks-source", to_structure(&self.source, age));
-        })
+        })?;
+        let size = (self.source.width, self.source.height);
+        analytics::attach(buffer, &self.map, Regions::Instance, &mut self.ids.clone(), size);
+        Ok(())
     }
 }
 
