@@ -7,11 +7,14 @@ use std::process::{Command, Output};
 
 use common::Fixture;
 
-/// The plugin that was built with these tests.
+/// The folder of the plugin that was built with these tests. The one beside them is of the same
+/// build; the one above is there after `cargo build` only.
 fn plugin_folder() -> Option<PathBuf> {
     let test = std::env::current_exe().ok()?;
-    let folder = test.parent()?.parent()?.to_owned();
-    folder.join("libgstconceptseg.so").exists().then_some(folder)
+    let beside = test.parent()?;
+    let folders = [beside, beside.parent()?];
+    let folder = folders.into_iter().find(|folder| folder.join("libgstconceptseg.so").exists())?;
+    Some(folder.to_owned())
 }
 
 fn example(name: &str) -> PathBuf {

@@ -219,9 +219,11 @@ impl BaseTransformImpl for ConceptOverlay {
         let time = segment
             .downcast_ref::<gst::ClockTime>()
             .and_then(|segment| segment.to_stream_time(buffer.pts()));
-        if let Some(time) = time
-            && let Err(e) = obj.sync_values(time)
-        {
+        let Some(time) = time else { return };
+        // Inside of a conceptseg, whose opacity and draw are controlled as well.
+        let outside = obj.parent().and_downcast::<crate::conceptseg::ConceptSeg>();
+        let controlled = outside.map_or(Ok(()), |bin| bin.sync_values(time));
+        if let Err(e) = controlled.and_then(|()| obj.sync_values(time)) {
             gst::warning!(CAT, imp = self, "Controlled properties keep their values: {e}");
         }
     }
