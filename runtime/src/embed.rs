@@ -223,7 +223,7 @@ mod tests {
     use tempfile::TempDir;
 
     const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tiny.onnx");
-    const RTEN: BackendOptions = BackendOptions { kind: BackendKind::Rten, threads: 1 };
+    const RTEN: BackendOptions = BackendOptions::new(BackendKind::Rten, 1);
 
     fn bundle(dim: usize, stride: usize, size: SizeRule) -> TempDir {
         let mut vectors = vec![0.0; 4 * dim];

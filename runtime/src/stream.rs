@@ -269,7 +269,7 @@ mod tests {
             .size(size)
             .write(dir.path(), Path::new(onnx), &codebook)
             .unwrap();
-        Model::open(dir.path(), &BackendOptions { kind: BackendKind::Rten, threads: 1 }).unwrap()
+        Model::open(dir.path(), &BackendOptions::new(BackendKind::Rten, 1)).unwrap()
     }
 
     fn stream(config: StreamConfig) -> StreamState {

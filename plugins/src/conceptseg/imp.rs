@@ -71,7 +71,7 @@ impl Settings {
             Backend::Rten => BackendKind::Rten,
             Backend::Onnxruntime => BackendKind::Onnxruntime,
         };
-        BackendOptions { kind, threads: self.threads as usize }
+        BackendOptions::new(kind, self.threads as usize)
     }
 
     fn stream_config(&self) -> Result<StreamConfig, gst::ErrorMessage> {

@@ -5,7 +5,7 @@ use super::*;
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tiny.onnx");
 
 fn options(kind: BackendKind) -> BackendOptions {
-    BackendOptions { kind, threads: 1 }
+    BackendOptions::new(kind, 1)
 }
 
 fn tiny(kind: BackendKind) -> Box<dyn Backend> {
