@@ -53,7 +53,7 @@ pub(crate) fn fake(root: &str, version: Option<&str>, lean: bool) -> PathBuf {
         files.extend(fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()));
         files.sort();
     } else {
-        files.push(root.clone());
+        files.extend([root.clone(), sources.join("network.rs")]);
     }
     let texts: Vec<Vec<u8>> = files.iter().map(|file| fs::read(file).unwrap()).collect();
     let mut inputs: Vec<&[u8]> = texts.iter().map(Vec::as_slice).collect();
