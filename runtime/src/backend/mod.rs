@@ -4,6 +4,7 @@
 //! shared library is looked for at run time, and where it is absent or broken [`probe`] says why.
 
 mod library;
+mod observe;
 mod onnxruntime;
 mod rten;
 
@@ -12,6 +13,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+pub(crate) use self::observe::{Observe, open_observed};
 
 /// Largest network file that is read, in bytes: the limit of the protobuf format.
 const MAX_NETWORK: u64 = 2 << 30;
