@@ -11,7 +11,7 @@ use crate::backend::{self, Backend, BackendError, BackendOptions, OutputShape};
 use crate::bundle::{Bundle, BundleError, Codebook, SizeRule};
 
 /// How far an embedding's length may be from 1. Rounding in 16-bit floats stays below a tenth of it.
-const UNIT_TOLERANCE: f32 = 0.01;
+pub(crate) const UNIT_TOLERANCE: f32 = 0.01;
 
 /// Pixels that are transposed together, so that their channel rows stay in the first-level cache.
 const BLOCK: usize = 64;

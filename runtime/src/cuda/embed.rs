@@ -1,0 +1,171 @@
+//! Network output to embeddings on the GPU. Twin of what [`Model::embed`](crate::embed::Model::embed)
+//! does behind the network.
+//!
+//! Besides, every embedding is brought to unit length, so that what a network in half precision
+//! leaves of rounding does not enter cosines. Against the CPU a value differs by at most that
+//! rounding (`1e-6` where the network computes in f32).
+#![allow(unsafe_code)] // Launches of kernels and asynchronous copies.
+
+use std::sync::Arc;
+
+use conceptseg_tensorrt::cuda::{Arg, DeviceBuffer, Function, PinnedBuffer, Stream};
+
+use super::{CudaPathError, Kernels};
+use crate::embed::UNIT_TOLERANCE;
+
+/// Cells of a block, `EMBED_CELLS` of the kernel.
+const CELLS: usize = 32;
+/// Largest number of dimensions, `EMBED_DIM` of the kernel.
+pub(super) const MAX_DIM: usize = 256;
+/// Most cells of a map: those of a frame of the largest side at a stride of 4.
+pub(super) const MAX_CELLS: usize = 1 << 24;
+
+/// Sizes of a network's output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MapSize {
+    pub(crate) height: usize,
+    pub(crate) width: usize,
+    pub(crate) dim: usize,
+}
+
+impl MapSize {
+    pub(crate) fn cells(&self) -> usize {
+        self.height * self.width
+    }
+
+    /// # Errors
+    /// [`CudaPathError`] when the kernels do not take a map of this size.
+    pub(super) fn check(&self) -> Result<(), CudaPathError> {
+        CudaPathError::check("dimensions of an embedding", self.dim, MAX_DIM)?;
+        let cells = self.height.saturating_mul(self.width);
+        CudaPathError::check("cells of the embedding map", cells, MAX_CELLS)
+    }
+}
+
+/// A cell whose embedding was neither of unit length nor zero.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct BadCell {
+    /// Frame of the batch.
+    pub(crate) index: usize,
+    pub(crate) row: usize,
+    pub(crate) column: usize,
+    /// Length found; not a number where the network diverged.
+    pub(crate) length: f32,
+}
+
+/// Buffers for one size.
+#[derive(Debug)]
+struct Prepared {
+    size: MapSize,
+    batch: usize,
+    embeddings: Arc<DeviceBuffer<f32>>,
+    /// Length of each cell before it was normalised.
+    lengths: DeviceBuffer<f32>,
+    /// Per frame: 0, or the number of cells less the index of the first bad one.
+    bad: DeviceBuffer<u32>,
+    found: PinnedBuffer<u32>,
+}
+
+/// Turns network output into embeddings.
+#[derive(Debug)]
+pub(crate) struct EmbedStage {
+    normalise: Function,
+    prepared: Option<Prepared>,
+}
+
+impl EmbedStage {
+    pub(crate) fn new(kernels: &Kernels) -> Result<Self, CudaPathError> {
+        Ok(Self { normalise: kernels.function("embed_normalise")?, prepared: None })
+    }
+
+    /// Makes buffers for a batch of maps, unless they are there. Answers whether they were made:
+    /// graphs that were captured before are void then. The stream must be idle.
+    ///
+    /// # Errors
+    /// [`CudaPathError`] when a size is 0 or above the limits, or memory is short.
+    pub(crate) fn prepare(
+        &mut self,
+        stream: &Arc<Stream>,
+        size: MapSize,
+        batch: usize,
+    ) -> Result<bool, CudaPathError> {
+        if self.prepared.as_ref().is_some_and(|p| (p.size, p.batch) == (size, batch)) {
+            return Ok(false);
+        }
+        size.check()?;
+        CudaPathError::check("frames of a batch", batch, 64)?;
+        self.prepared = None;
+        let (context, cells) = (stream.context(), batch * size.cells());
+        self.prepared = Some(Prepared {
+            size,
+            batch,
+            embeddings: Arc::new(DeviceBuffer::new(context, cells * size.dim)?),
+            lengths: DeviceBuffer::new(context, cells)?,
+            bad: DeviceBuffer::new(context, batch)?,
+            found: PinnedBuffer::new(context, batch)?,
+        });
+        Ok(true)
+    }
+
+    /// The embeddings, `[batch, height, width, dim]`, which [`EmbedStage::enqueue`] fills.
+    pub(crate) fn embeddings(&self) -> Result<&Arc<DeviceBuffer<f32>>, CudaPathError> {
+        Ok(&self.prepared.as_ref().ok_or(CudaPathError::NotPrepared)?.embeddings)
+    }
+
+    /// Puts the kernel that turns `network`, `[batch, dim, height, width]`, into embeddings into the
+    /// stream, and the download of its answer about lengths.
+    ///
+    /// # Errors
+    /// [`CudaPathError`], also when `network` has another size than was prepared for.
+    ///
+    /// # Safety
+    /// Neither the stage nor `network` may be dropped, nor the stage prepared for another size, before
+    /// the stream is done, nor before the last launch of a graph captured from this.
+    pub(crate) unsafe fn enqueue(
+        &self,
+        stream: &Arc<Stream>,
+        network: &DeviceBuffer<f32>,
+    ) -> Result<(), CudaPathError> {
+        let prepared = self.prepared.as_ref().ok_or(CudaPathError::NotPrepared)?;
+        let Prepared { size, batch, .. } = *prepared;
+        if network.len() != prepared.embeddings.len() {
+            return Err(CudaPathError::NotPrepared);
+        }
+        let cells = size.cells();
+        let arguments = [
+            Arg::Buffer(network.address()),
+            Arg::Buffer(prepared.embeddings.address()),
+            Arg::Buffer(prepared.lengths.address()),
+            Arg::Buffer(prepared.bad.address()),
+            Arg::I32(cells as i32),
+            Arg::I32(size.dim as i32),
+            Arg::F32(UNIT_TOLERANCE),
+        ];
+        let grid = [cells.div_ceil(CELLS) as u32, batch as u32, 1];
+        // SAFETY: the caller keeps all buffers. The arguments are those of the kernel, and the buffers
+        // have the sizes that it is told.
+        unsafe {
+            prepared.bad.zero_async(stream)?;
+            self.normalise.launch(stream, grid, [256, 1, 1], &arguments)?;
+            prepared.bad.download_async(stream, &prepared.found, batch)?;
+        }
+        Ok(())
+    }
+
+    /// The first cell that was not of unit length, after the stream is done.
+    ///
+    /// # Errors
+    /// [`CudaPathError`] when its length cannot be read.
+    pub(crate) fn finish(&self, stream: &Arc<Stream>) -> Result<Option<BadCell>, CudaPathError> {
+        let prepared = self.prepared.as_ref().ok_or(CudaPathError::NotPrepared)?;
+        let cells = prepared.size.cells();
+        let bad = prepared.found.as_slice().iter().enumerate().find(|(_, left)| **left > 0);
+        let Some((index, &left)) = bad else { return Ok(None) };
+        let cell = cells.saturating_sub(left as usize);
+        let mut lengths = vec![0.0; prepared.lengths.len()];
+        prepared.lengths.read(stream, &mut lengths)?;
+        let (row, column) = (cell / prepared.size.width, cell % prepared.size.width);
+        let length = lengths.get(index * cells + cell).copied().unwrap_or(f32::NAN);
+        Ok(Some(BadCell { index, row, column, length }))
+    }
+}
