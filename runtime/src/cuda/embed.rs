@@ -169,3 +169,102 @@ impl EmbedStage {
         Ok(Some(BadCell { index, row, column, length }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cuda::testing::{TestGpu, gpus};
+    use crate::embed::{first_not_unit, transpose};
+
+    /// Embeddings and answer about lengths for a batch of network output.
+    fn run(
+        gpu: &TestGpu,
+        network: &[f32],
+        size: MapSize,
+        batch: usize,
+    ) -> (Vec<f32>, Option<BadCell>) {
+        let mut stage = EmbedStage::new(&gpu.kernels).unwrap();
+        assert!(stage.prepare(&gpu.stream, size, batch).unwrap());
+        assert!(!stage.prepare(&gpu.stream, size, batch).unwrap());
+        let input = DeviceBuffer::new(gpu.stream.context(), network.len()).unwrap();
+        input.write(&gpu.stream, network).unwrap();
+        // SAFETY: stage and input live until the stream is done.
+        unsafe { stage.enqueue(&gpu.stream, &input).unwrap() };
+        let mut out = vec![f32::NAN; network.len()];
+        stage.embeddings().unwrap().read(&gpu.stream, &mut out).unwrap();
+        (out, stage.finish(&gpu.stream).unwrap())
+    }
+
+    #[test]
+    fn embeddings_are_those_of_the_cpu_at_unit_length() {
+        for gpu in gpus() {
+            proptest!(ProptestConfig::with_cases(32), |(
+                (height, width) in (1_usize..9, 1_usize..20),
+                dim in prop_oneof![1_usize..40, Just(64), Just(255), Just(256)],
+                batch in 1_usize..3,
+                broken in prop::option::of((0_usize..180, prop::sample::select(vec![0.0, 0.5, f32::NAN, 1.2]))),
+                seed: u32,
+            )| {
+                let size = MapSize { height, width, dim };
+                let cells = size.cells();
+                // Unit cells, `[batch, cells, dim]`, of which one is scaled.
+                let mut cells_first: Vec<f32> = (0..(batch * cells * dim) as u32)
+                    .map(|i| ((i ^ seed).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 0.9)
+                    .collect();
+                for cell in cells_first.chunks_exact_mut(dim) {
+                    let length = cell.iter().map(|v| v * v).sum::<f32>().sqrt();
+                    cell.iter_mut().for_each(|v| *v /= length);
+                }
+                let unit = cells_first.clone();
+                if let Some((cell, factor)) = broken {
+                    let cell = cell % (batch * cells);
+                    cells_first[cell * dim..][..dim].iter_mut().for_each(|v| *v *= factor);
+                }
+                let mut network = vec![0.0; cells_first.len()];
+                for (cells_first, network) in
+                    cells_first.chunks_exact(cells * dim).zip(network.chunks_exact_mut(cells * dim))
+                {
+                    // The transpose of the transpose.
+                    transpose(cells_first, cells, network);
+                }
+                let (out, bad) = run(&gpu, &network, size, batch);
+                let found = first_not_unit(&cells_first, dim);
+                match (bad, found) {
+                    (None, None) => {}
+                    (Some(bad), Some((cell, length))) => {
+                        let at = bad.index * cells + bad.row * width + bad.column;
+                        prop_assert_eq!(at, cell);
+                        let same = (bad.length - length).abs() < 1e-5 || bad.length.is_nan() && length.is_nan();
+                        prop_assert!(same, "{bad:?} {length}");
+                    }
+                    (bad, found) => prop_assert!(false, "{bad:?} {found:?}"),
+                }
+                for (i, (got, want)) in out.iter().zip(&unit).enumerate() {
+                    match cells_first[i] {
+                        v if v.is_nan() => prop_assert!(got.is_nan()),
+                        0.0 => prop_assert_eq!(*got, 0.0),
+                        _ => prop_assert!((got - want).abs() < 1e-6, "{got} {want}"),
+                    }
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn maps_beyond_the_limits_are_refused() {
+        for gpu in gpus() {
+            let mut stage = EmbedStage::new(&gpu.kernels).unwrap();
+            for size in [
+                MapSize { height: 1, width: 1, dim: 257 },
+                MapSize { height: 0, width: 1, dim: 1 },
+                MapSize { height: usize::MAX, width: 2, dim: 1 },
+            ] {
+                let error = stage.prepare(&gpu.stream, size, 1).unwrap_err();
+                assert!(matches!(error, CudaPathError::Limit { .. }), "{error}");
+            }
+            assert!(matches!(stage.embeddings(), Err(CudaPathError::NotPrepared)));
+        }
+    }
+}

@@ -210,7 +210,9 @@ impl MergeStage {
     }
 }
 
-fn segment(&[concept, left, top, right, bottom, area, low, high]: &[u32; RECORD]) -> ConceptSegment {
+fn segment(
+    &[concept, left, top, right, bottom, area, low, high]: &[u32; RECORD],
+) -> ConceptSegment {
     let sum = (u64::from(high) << 32 | u64::from(low)) as f64;
     let mean = sum / SIMILARITY_ONE / f64::from(area.max(1));
     ConceptSegment {
@@ -218,5 +220,135 @@ fn segment(&[concept, left, top, right, bottom, area, low, high]: &[u32; RECORD]
         similarity: (mean - 1.0) as f32,
         area,
         bbox: [left, top, right.wrapping_sub(left) + 1, bottom.wrapping_sub(top) + 1],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::concepts::merge::{ClusterConcept, Merger};
+    use crate::cuda::testing::{TestGpu, gpus};
+
+    /// Clusters of a map, and concept and similarity of each.
+    struct Case {
+        clusters: Vec<u8>,
+        size: (usize, usize),
+        of_cluster: Vec<ClusterConcept>,
+        limit: usize,
+    }
+
+    fn run(gpu: &TestGpu, case: &Case) -> ConceptMap {
+        let mut stage = MergeStage::new(&gpu.kernels, case.limit).unwrap();
+        stage.prepare(&gpu.stream, case.size).unwrap();
+        let mut words = vec![0; 1 + 3 * TABLE_COLUMN];
+        words[0] = case.of_cluster.len() as i32;
+        for (i, of_cluster) in case.of_cluster.iter().enumerate() {
+            words[1 + TABLE_COLUMN + i] = i32::from(of_cluster.concept);
+            let similarity = (f64::from(of_cluster.similarity) + 1.0) * SIMILARITY_ONE;
+            words[1 + 2 * TABLE_COLUMN + i] = similarity.round() as i32;
+        }
+        let table = DeviceBuffer::new(gpu.stream.context(), words.len()).unwrap();
+        table.write(&gpu.stream, &words).unwrap();
+        let clusters = DeviceBuffer::new(gpu.stream.context(), case.clusters.len()).unwrap();
+        clusters.write(&gpu.stream, &case.clusters).unwrap();
+        // SAFETY: the stage and both buffers live until the stream is done.
+        unsafe { stage.enqueue(&gpu.stream, &clusters, &table).unwrap() };
+        gpu.stream.synchronize().unwrap();
+        let mut out = ConceptMap::default();
+        stage.finish(&gpu.stream, &mut out).unwrap();
+        out
+    }
+
+    fn compare(gpu: &TestGpu, case: &Case) -> ConceptMap {
+        let got = run(gpu, case);
+        let mut want = ConceptMap::default();
+        let size = (case.size.0 as u32, case.size.1 as u32);
+        Merger::default().merge(&case.clusters, size, &case.of_cluster, case.limit, &mut want);
+        assert_eq!((got.width, got.height), (want.width, want.height));
+        assert_eq!(got.concepts, want.concepts);
+        assert_eq!(got.segments, want.segments);
+        assert_eq!(got.segment_list.len(), want.segment_list.len());
+        for (got, want) in got.segment_list.iter().zip(&want.segment_list) {
+            assert_eq!((got.concept, got.area, got.bbox), (want.concept, want.area, want.bbox));
+            assert!((got.similarity - want.similarity).abs() < 1e-6, "{got:?} {want:?}");
+        }
+        got
+    }
+
+    /// Patches of random clusters, `patch` pixels wide and high.
+    fn patches(
+        (width, height): (usize, usize),
+        patch: usize,
+        clusters: usize,
+        seed: u64,
+    ) -> Vec<u8> {
+        let at = |i: usize| {
+            let (x, y) = (i % width / patch, i / width / patch);
+            let hash =
+                (x as u64 * 7919 + y as u64 * 104_729 + seed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            (hash >> 33) as usize % clusters
+        };
+        (0..width * height).map(|i| at(i) as u8).collect()
+    }
+
+    fn concepts(list: &[u16]) -> Vec<ClusterConcept> {
+        let similarity = |i: usize| (i as f32 * 0.377).cos();
+        let concept =
+            |(i, &concept): (usize, &u16)| ClusterConcept { concept, similarity: similarity(i) };
+        list.iter().enumerate().map(concept).collect()
+    }
+
+    #[test]
+    fn segments_are_those_of_the_cpu() {
+        for gpu in gpus() {
+            proptest!(ProptestConfig::with_cases(48), |(
+                size in (prop_oneof![1_usize..40, 100_usize..300], 1_usize..30),
+                patch in 1_usize..6,
+                list in prop::collection::vec(prop_oneof![0_u16..3, Just(4095)], 1..7),
+                limit in prop_oneof![1_usize..9, Just(1 << 16)],
+                seed: u64,
+            )| {
+                let clusters = patches(size, patch, list.len(), seed);
+                compare(&gpu, &Case { clusters, size, of_cluster: concepts(&list), limit });
+            });
+        }
+    }
+
+    #[test]
+    fn winding_and_enclosed_areas_are_joined() {
+        // A spiral of one concept in another, across strips and many rows.
+        let (width, height) = (301, 41);
+        let mut clusters = vec![0_u8; width * height];
+        for ring in (0..20).step_by(2) {
+            for y in ring..height - ring {
+                for x in ring..width - ring {
+                    let border =
+                        y == ring || y == height - 1 - ring || x == ring || x == width - 1 - ring;
+                    clusters[y * width + x] = u8::from(border);
+                }
+            }
+            // A gap in the ring, and a way to the next one.
+            clusters[(ring + 1) * width + ring] = 0;
+            clusters[(ring + 1) * width + ring + 1] = 1;
+        }
+        for gpu in gpus() {
+            let of_cluster = concepts(&[7, 9]);
+            let clusters = clusters.clone();
+            compare(&gpu, &Case { clusters, size: (width, height), of_cluster, limit: 1 << 16 });
+        }
+    }
+
+    #[test]
+    fn a_frame_with_very_many_segments_is_whole() {
+        let size = (257, 63);
+        let clusters = patches(size, 1, 5, 3);
+        for gpu in gpus() {
+            let of_cluster = concepts(&[0, 1, 2, 3, 4]);
+            let case = Case { clusters: clusters.clone(), size, of_cluster, limit: 1 << 16 };
+            let got = compare(&gpu, &case);
+            assert!(got.segment_list.len() > FEW, "{}", got.segment_list.len());
+        }
     }
 }

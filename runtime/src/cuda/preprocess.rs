@@ -10,9 +10,7 @@ use conceptseg_tensorrt::cuda::{Arg, DeviceBuffer, Function, PinnedBuffer, Strea
 
 use super::resize::Axis;
 use super::{CudaPathError, Kernels};
-use crate::frame::{
-    Colorimetry, FrameView, MAX_SIDE, Normalization, PixelFormat, Plane, YuvToRgb,
-};
+use crate::frame::{Colorimetry, FrameView, MAX_SIDE, Normalization, PixelFormat, Plane, YuvToRgb};
 
 /// Threads of a block.
 const BLOCK: u32 = 256;
@@ -241,7 +239,8 @@ impl PreprocessStage {
     ) -> Result<(), CudaPathError> {
         let Geometry { format, colorimetry, input: (width, height), batch, .. } = prepared.geometry;
         let convert = YuvToRgb::new(colorimetry);
-        let source = |plane: &Staged| Arg::Buffer(prepared.resized.address() + plane.resized as u64);
+        let source =
+            |plane: &Staged| Arg::Buffer(prepared.resized.address() + plane.resized as u64);
         let numbers = |list: &[usize]| list.iter().map(|&v| Arg::I32(v as i32)).collect::<Vec<_>>();
         let floats = |list: &[f32]| list.iter().map(|&v| Arg::F32(v)).collect::<Vec<_>>();
         let sizes = [width as usize, height as usize];
@@ -282,10 +281,8 @@ impl PreprocessStage {
                     _ => (1.0, 0.0),
                 };
                 arguments.extend([source(plane), prepared.table(axis.bounds)]);
-                arguments.extend([
-                    prepared.table(axis.weights),
-                    Arg::Buffer(prepared.input.address()),
-                ]);
+                arguments
+                    .extend([prepared.table(axis.weights), Arg::Buffer(prepared.input.address())]);
                 arguments.extend(numbers(&sizes));
                 arguments.extend(numbers(&[plane.pitch, usize::from(axis.precision), step]));
                 arguments.extend(numbers(&rgb));
@@ -369,4 +366,119 @@ fn add(tables: &mut Vec<i32>, axis: &Axis, weights: &[i32]) -> Table {
     let place = tables.len();
     tables.extend(weights);
     Table { bounds, weights: place, window: axis.window, precision: axis.precision }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cuda::testing::{TestGpu, gpus};
+    use crate::frame::{Preprocessor, YuvMatrix};
+    use crate::testdata;
+
+    const IMAGENET: Normalization =
+        Normalization { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
+
+    fn noise(len: usize, seed: u64) -> Vec<u8> {
+        let mut state = seed;
+        let step = |_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 56) as u8
+        };
+        (0..len).map(step).collect()
+    }
+
+    /// Runs the stage on a batch and compares each frame with the CPU.
+    fn compare(gpu: &TestGpu, frames: &[FrameView<'_>], (w, h): (u32, u32)) {
+        let mut stage = PreprocessStage::new(&gpu.kernels, IMAGENET).unwrap();
+        assert!(stage.prepare(&gpu.stream, &frames[0], (w, h), frames.len()).unwrap());
+        for (i, frame) in frames.iter().enumerate() {
+            stage.stage(i, frame).unwrap();
+        }
+        // SAFETY: the stage lives until the stream is done.
+        unsafe { stage.enqueue(&gpu.stream).unwrap() };
+        let mut got = vec![f32::NAN; stage.input().unwrap().len()];
+        stage.input().unwrap().read(&gpu.stream, &mut got).unwrap();
+        let mut want = Vec::new();
+        for (i, frame) in frames.iter().enumerate() {
+            Preprocessor::new(IMAGENET).run(frame, w, h, &mut want).unwrap();
+            let got = &got[i * want.len()..][..want.len()];
+            let apart = got.iter().zip(&want).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);
+            assert!(apart < 1e-5, "{}: {:?} differs by {apart}", gpu.name, frame.format());
+        }
+    }
+
+    /// Planes of a frame with `padding` bytes behind each row but the last.
+    fn planes(
+        format: PixelFormat,
+        (w, h): (u32, u32),
+        padding: usize,
+        seed: u64,
+    ) -> Vec<(Vec<u8>, usize)> {
+        let layout = |i| format.plane_layout(i, w, h);
+        let plane = |i| {
+            let (row, rows) = layout(i);
+            let stride = row + padding * (i + 1);
+            (noise(stride * (rows - 1) + row, seed ^ i as u64), stride)
+        };
+        (0..format.planes()).map(plane).collect()
+    }
+
+    #[test]
+    fn every_format_stride_and_size_gives_the_input_of_the_cpu() {
+        for gpu in gpus() {
+            let config = ProptestConfig::with_cases(48);
+            proptest!(config, |(
+                format in prop::sample::select(PixelFormat::ALL.to_vec()),
+                matrix in prop::sample::select(vec![YuvMatrix::Bt601, YuvMatrix::Bt709, YuvMatrix::Bt2020]),
+                full_range: bool,
+                size in (1_u32..70, 1_u32..50),
+                input in (1_u32..50, 1_u32..40),
+                padding in 0_usize..9,
+                batch in 1_usize..3,
+                seed: u64,
+            )| {
+                let colorimetry = Colorimetry { matrix, full_range };
+                let data: Vec<_> = (0..batch as u64).map(|i| planes(format, size, padding, seed ^ (i << 8))).collect();
+                let frames: Vec<_> = data.iter().map(|planes| {
+                    let planes: Vec<_> =
+                        planes.iter().map(|(data, stride)| Plane { data, stride: *stride }).collect();
+                    FrameView::new(format, size.0, size.1, &planes, colorimetry).unwrap()
+                }).collect();
+                compare(&gpu, &frames, input);
+            });
+        }
+    }
+
+    #[test]
+    fn a_real_frame_gives_the_input_of_the_cpu() {
+        let Some(path) = testdata::shared("data/davis/JPEGImages/480p/bear/00000.jpg") else {
+            println!("skipped: no real frame");
+            return;
+        };
+        let image = image::open(path).unwrap().into_rgb8();
+        let frame = FrameView::rgb(image.width(), image.height(), image.as_raw()).unwrap();
+        for gpu in gpus() {
+            let input = crate::frame::network_size(frame.width(), frame.height(), 240);
+            compare(&gpu, &[frame], input);
+        }
+    }
+
+    #[test]
+    fn another_frame_than_was_prepared_for_is_refused() {
+        for gpu in gpus() {
+            let mut stage = PreprocessStage::new(&gpu.kernels, IMAGENET).unwrap();
+            let data = [0; 12];
+            let small = FrameView::rgb(2, 1, &data).unwrap();
+            let large = FrameView::rgb(2, 2, &data).unwrap();
+            assert!(matches!(stage.stage(0, &small), Err(CudaPathError::NotPrepared)));
+            assert!(stage.prepare(&gpu.stream, &small, (8, 8), 1).unwrap());
+            assert!(!stage.prepare(&gpu.stream, &small, (8, 8), 1).unwrap());
+            assert!(matches!(stage.stage(0, &large), Err(CudaPathError::NotPrepared)));
+            assert!(matches!(stage.stage(1, &small), Err(CudaPathError::NotPrepared)));
+            let refused = stage.prepare(&gpu.stream, &small, (8, MAX_SIDE + 1), 1).unwrap_err();
+            assert!(matches!(refused, CudaPathError::Limit { value: 16_385, .. }), "{refused}");
+        }
+    }
 }

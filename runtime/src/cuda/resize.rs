@@ -84,7 +84,10 @@ mod tests {
         let axis = Axis::new(8, 8.0, 4);
         let one = f64::from(1 << axis.precision);
         let row = |i: usize| -> Vec<f64> {
-            axis.weights[i * axis.window..][..axis.window].iter().map(|&w| f64::from(w) / one).collect()
+            axis.weights[i * axis.window..][..axis.window]
+                .iter()
+                .map(|&w| f64::from(w) / one)
+                .collect()
         };
         assert_eq!(axis.window, 4);
         for (got, want) in row(1).iter().zip([0.125, 0.375, 0.375, 0.125]) {

@@ -67,12 +67,7 @@ impl Preprocessor {
     /// A preprocessor for a network with these channel statistics.
     pub fn new(normalization: Normalization) -> Self {
         let (scale, offset) = normalization.affine();
-        Self {
-            scale,
-            offset,
-            resizer: Resizer::new(),
-            planes: [const { Vec::new() }; 3],
-        }
+        Self { scale, offset, resizer: Resizer::new(), planes: [const { Vec::new() }; 3] }
     }
 
     /// Writes `frame`, scaled to `w` x `h` pixels (bilinear, averaging when it shrinks), as a
