@@ -11,7 +11,7 @@ use crate::backend::{self, Backend, BackendError, BackendOptions, OutputShape};
 use crate::bundle::{Bundle, BundleError, Codebook, SizeRule};
 
 /// How far an embedding's length may be from 1. Rounding in 16-bit floats stays below a tenth of it.
-const UNIT_TOLERANCE: f32 = 0.01;
+pub(crate) const UNIT_TOLERANCE: f32 = 0.01;
 
 /// Pixels that are transposed together, so that their channel rows stay in the first-level cache.
 const BLOCK: usize = 64;
@@ -188,7 +188,7 @@ impl Model {
 }
 
 /// `[dim, pixels]` to `[pixels, dim]`.
-fn transpose(channels: &[f32], dim: usize, pixels: &mut [f32]) {
+pub(crate) fn transpose(channels: &[f32], dim: usize, pixels: &mut [f32]) {
     let count = pixels.len() / dim;
     for (block, target) in pixels.chunks_mut(BLOCK * dim).enumerate() {
         let start = block * BLOCK;
@@ -205,7 +205,7 @@ fn transpose(channels: &[f32], dim: usize, pixels: &mut [f32]) {
 
 /// Index and length of the first cell that is neither of unit length nor zero. A zero cell is
 /// what the network's own normalisation makes of a zero vector.
-fn first_not_unit(data: &[f32], dim: usize) -> Option<(usize, f32)> {
+pub(crate) fn first_not_unit(data: &[f32], dim: usize) -> Option<(usize, f32)> {
     data.chunks_exact(dim).enumerate().find_map(|(index, cell)| {
         let length = cell.iter().map(|v| v * v).sum::<f32>().sqrt();
         let unit = (length - 1.0).abs() <= UNIT_TOLERANCE || length == 0.0;

@@ -7,7 +7,7 @@
 
 mod codebook;
 pub(crate) mod kmeans;
-mod merge;
+pub(crate) mod merge;
 
 use crate::bundle::Codebook;
 use crate::embed::EmbeddingMap;

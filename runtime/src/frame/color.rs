@@ -7,7 +7,7 @@ use super::{Colorimetry, YuvMatrix};
 /// Source: ITU-R BT.601-7, BT.709-6 and BT.2020-2, with the quantisation of their 8-bit forms:
 /// luma 16..=235 and chroma 128 ± 112, or 0..=255 and 128 ± 127.5 for full range.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct YuvToRgb {
+pub(crate) struct YuvToRgb {
     luma_scale: f32,
     luma_offset: f32,
     red_v: f32,
@@ -17,7 +17,7 @@ pub(super) struct YuvToRgb {
 }
 
 impl YuvToRgb {
-    pub(super) fn new(colorimetry: Colorimetry) -> Self {
+    pub(crate) fn new(colorimetry: Colorimetry) -> Self {
         // Luma weights of red and blue.
         let (kr, kb): (f32, f32) = match colorimetry.matrix {
             YuvMatrix::Bt601 => (0.299, 0.114),
@@ -38,6 +38,12 @@ impl YuvToRgb {
             green_v: -2.0 * kr * (1.0 - kr) / kg * chroma,
             blue_u: 2.0 * (1.0 - kb) * chroma,
         }
+    }
+
+    /// Luma scale and offset; share of V in red, of U and V in green, of U in blue.
+    pub(crate) fn coefficients(&self) -> [f32; 6] {
+        let Self { luma_scale, luma_offset, red_v, green_u, green_v, blue_u } = *self;
+        [luma_scale, luma_offset, red_v, green_u, green_v, blue_u]
     }
 
     /// Luma alone, clamped to 0..=255.

@@ -7,6 +7,7 @@ mod color;
 mod preprocess;
 mod strided;
 
+pub(crate) use color::YuvToRgb;
 pub use preprocess::{Normalization, Preprocessor, network_size};
 
 use std::fmt;
@@ -270,6 +271,16 @@ impl<'a> FrameView<'a> {
     /// Memory layout.
     pub const fn format(&self) -> PixelFormat {
         self.format
+    }
+
+    /// How its numbers are to be read.
+    pub(crate) const fn colorimetry(&self) -> Colorimetry {
+        self.colorimetry
+    }
+
+    /// A plane; `index` is below [`PixelFormat::planes`].
+    pub(crate) const fn plane(&self, index: usize) -> Plane<'a> {
+        self.planes[index]
     }
 }
 
