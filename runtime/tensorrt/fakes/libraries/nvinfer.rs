@@ -435,7 +435,28 @@ unsafe extern "C" fn set_address(this: P, name: S, address: P) -> bool {
     data::<Context>(this).addresses.insert(text(name), address as usize);
     true
 }
+/// The beginning of a stream of the fake driver, by which other libraries put work into it.
+#[repr(C)]
+struct Stream {
+    magic: u64,
+    enqueue: extern "C" fn(P, extern "C" fn(P), P, extern "C" fn(P)) -> i32,
+}
+struct Run {
+    input: *const f32,
+    output: *mut f32,
+    elements: usize,
+}
 /// Fills the output with twice the first number of the input (device memory of the fake driver is host memory).
+extern "C" fn run(data: P) {
+    unsafe {
+        let run = &*data.cast::<Run>();
+        let input = *run.input;
+        std::slice::from_raw_parts_mut(run.output, run.elements).fill(2.0 * input);
+    }
+}
+extern "C" fn free_run(data: P) {
+    drop(unsafe { Box::from_raw(data.cast::<Run>()) });
+}
 unsafe extern "C" fn enqueue(this: P, stream: P) -> bool {
     assert!(!stream.is_null());
     record("enqueueV3".to_owned());
@@ -445,11 +466,15 @@ unsafe extern "C" fn enqueue(this: P, stream: P) -> bool {
         return false;
     }
     let context = data::<Context>(this);
-    let input = *(context.addresses["image"] as *const f32);
     let elements: i64 = shape_of(context, "embedding").iter().product();
-    let output = std::slice::from_raw_parts_mut(context.addresses["embedding"] as *mut f32, elements as usize);
-    output.fill(2.0 * input);
-    true
+    let data = Box::into_raw(Box::new(Run {
+        input: context.addresses["image"] as *const f32,
+        output: context.addresses["embedding"] as *mut f32,
+        elements: elements as usize,
+    }));
+    let head = &*stream.cast::<Stream>();
+    assert_eq!(head.magic, 0x6661_6B65_5F63_7564, "a stream of the fake driver");
+    (head.enqueue)(stream, run, data.cast(), free_run) == 0
 }
 
 // ---- builder ----
