@@ -19,6 +19,8 @@ mod tests;
 pub(crate) use labels::first_labels;
 pub(crate) use masks::{FLAT, TRACE};
 pub use masks::{InstanceStat, MaskMap};
+#[cfg(test)]
+pub(crate) use tests::latest_labels;
 
 use crate::embed::EmbeddingMap;
 use crate::labels::LabelMap;

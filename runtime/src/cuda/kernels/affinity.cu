@@ -40,15 +40,6 @@
 
 namespace propagate {
 
-// a * b + c, rounded twice as on the CPU: whether two scores tie must not depend on the compiler.
-__device__ inline float mul_then_add(float a, float b, float c) {
-#ifdef __CUDA_ARCH__
-    return __fadd_rn(__fmul_rn(a, b), c);
-#else
-    return a * b + c;
-#endif
-}
-
 // The order of candidates: from the highest score; of equal ones the one that comes first by context frame, row
 // and column. It does not depend on the order in which they are met.
 __device__ inline bool comes_before(float score, int source, float other_score, int other_source) {
@@ -420,7 +411,7 @@ __device__ inline void labels(
 #pragma unroll (K <= 10 ? K : 1)
             for (int p = 0; p < K; ++p) {
                 if (p < kept) {
-                    sum = mul_then_add(share[p], from[p][(size_t)channel * cells], sum);
+                    sum += share[p] * from[p][(size_t)channel * cells];
                 }
             }
         }

@@ -3,7 +3,8 @@
 // background first; which one, says `context` (see affinity.cu, and `found` there).
 //
 // As on the CPU, labels are scaled channel by channel to 0..1 over all samples at network size, and a sample is
-// `(1 - u) * ((1 - v) * a + v * c) + u * ((1 - v) * b + v * d)` of the scaled corners, rounded after each step.
+// `(1 - u) * ((1 - v) * a + v * c) + u * ((1 - v) * b + v * d)` of the scaled corners, rounded after each step (the
+// kernels are compiled without contraction to fused multiply-adds, but where `fmaf` asks for one).
 
 namespace propagate {
 
@@ -18,7 +19,7 @@ __device__ inline float from_ordered(unsigned number) {
 }
 
 __device__ inline float mix(float weight, float low, float high) {
-    return mul_then_add(1.0f - weight, low, weight * high);
+    return (1.0f - weight) * low + weight * high;
 }
 
 // Scale and offset of each channel, into shared memory: one that is below `trace` everywhere wins nothing, one that
@@ -116,7 +117,7 @@ extern "C" __global__ void propagate_winners(const float* __restrict__ labels, c
     int winner = 0;
     float best = NO_SCORE;
     for (int channel = 0; channel < channels; ++channel) {
-        const float score = propagate::mul_then_add(scales[channel], of[(size_t)channel * cells], offsets[channel]);
+        const float score = scales[channel] * of[(size_t)channel * cells] + offsets[channel];
         if (score > best) {
             best = score;
             winner = channel;
@@ -240,8 +241,8 @@ extern "C" __global__ void propagate_masks(const float* __restrict__ labels, con
                 const float* upper = plane + (size_t)cells[y] * width;
                 const float* lower = plane + (size_t)min(cells[y] + 1, height - 1) * width;
                 const int right = min(left + 1, width - 1);
-                start = propagate::mix(v, propagate::mul_then_add(scale, upper[left], offset), propagate::mul_then_add(scale, lower[left], offset));
-                end = propagate::mix(v, propagate::mul_then_add(scale, upper[right], offset), propagate::mul_then_add(scale, lower[right], offset));
+                start = propagate::mix(v, scale * upper[left] + offset, scale * lower[left] + offset);
+                end = propagate::mix(v, scale * upper[right] + offset, scale * lower[right] + offset);
             }
             const float score = propagate::mix(weights[out_height + xs[i]], start, end);
             if (score > best[i]) {
