@@ -18,12 +18,7 @@ pub(crate) struct YuvToRgb {
 
 impl YuvToRgb {
     pub(crate) fn new(colorimetry: Colorimetry) -> Self {
-        // Luma weights of red and blue.
-        let (kr, kb): (f32, f32) = match colorimetry.matrix {
-            YuvMatrix::Bt601 => (0.299, 0.114),
-            YuvMatrix::Bt709 => (0.2126, 0.0722),
-            YuvMatrix::Bt2020 => (0.2627, 0.0593),
-        };
+        let (kr, kb) = luma_weights(colorimetry.matrix);
         let kg = 1.0 - kr - kb;
         let (luma_scale, luma_offset, chroma) = if colorimetry.full_range {
             (1.0, 0.0, 1.0)
@@ -65,6 +60,30 @@ impl YuvToRgb {
     }
 }
 
+/// Luma weights of red and blue.
+fn luma_weights(matrix: YuvMatrix) -> (f32, f32) {
+    match matrix {
+        YuvMatrix::Bt601 => (0.299, 0.114),
+        YuvMatrix::Bt709 => (0.2126, 0.0722),
+        YuvMatrix::Bt2020 => (0.2627, 0.0593),
+    }
+}
+
+/// The 8-bit YUV of a colour: the inverse of [`YuvToRgb`], to the nearest code.
+pub(crate) fn rgb_to_yuv(colorimetry: Colorimetry, rgb: [u8; 3]) -> [u8; 3] {
+    let (kr, kb) = luma_weights(colorimetry.matrix);
+    let [r, g, b] = rgb.map(f32::from);
+    let luma = kr * r + (1.0 - kr - kb) * g + kb * b;
+    let (scale, offset, chroma) = if colorimetry.full_range {
+        (1.0, 0.0, 1.0)
+    } else {
+        (219.0 / 255.0, 16.0, 224.0 / 255.0)
+    };
+    let (u, v) = (0.5 * (b - luma) / (1.0 - kb), 0.5 * (r - luma) / (1.0 - kr));
+    // `as` keeps within 0..=255: a saturated colour of the full range is half a code beyond.
+    [luma * scale + offset, u * chroma + 128.0, v * chroma + 128.0].map(|code| code.round() as u8)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,5 +122,21 @@ mod tests {
         assert_eq!(bt601.gray(255), 255.0);
         assert_eq!(bt601.gray(3), 0.0);
         assert!(bt601.rgb(255, 0, 255).iter().all(|v| (0.0..=255.0).contains(v)));
+    }
+
+    #[test]
+    fn colours_survive_the_way_to_yuv_and_back() {
+        for matrix in [YuvMatrix::Bt601, YuvMatrix::Bt709, YuvMatrix::Bt2020] {
+            for full_range in [false, true] {
+                let colorimetry = Colorimetry { matrix, full_range };
+                for color in [[0; 3], [255; 3], [255, 0, 0], [12, 200, 99], [0, 0, 255]] {
+                    let [y, u, v] = rgb_to_yuv(colorimetry, color);
+                    close(YuvToRgb::new(colorimetry).rgb(y, u, v), color.map(f32::from));
+                }
+            }
+        }
+        let bt709 = Colorimetry { matrix: YuvMatrix::Bt709, full_range: false };
+        assert_eq!(rgb_to_yuv(bt709, [255, 0, 0]), [63, 102, 240]);
+        assert_eq!(rgb_to_yuv(bt709, [255; 3]), [235, 128, 128]);
     }
 }

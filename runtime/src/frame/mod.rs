@@ -7,7 +7,7 @@ mod color;
 mod preprocess;
 mod strided;
 
-pub(crate) use color::YuvToRgb;
+pub(crate) use color::{YuvToRgb, rgb_to_yuv};
 pub use preprocess::{Normalization, Preprocessor, network_size};
 
 use std::fmt;

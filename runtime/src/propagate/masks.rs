@@ -7,10 +7,10 @@ use crate::upsample::Upsampler;
 /// An instance whose soft label is below this everywhere has left the view. Scaling its
 /// channel to 0..1 (which the protocol does with every channel) would let a trace of
 /// a thousandth claim cells again.
-const TRACE: f32 = 1e-3;
+pub(crate) const TRACE: f32 = 1e-3;
 
 /// A channel that varies by less than this is constant: what it varies by is rounding.
-const FLAT: f32 = 1e-6;
+pub(crate) const FLAT: f32 = 1e-6;
 
 /// One tracked instance in one frame.
 #[derive(Debug, Clone, Copy, PartialEq)]
