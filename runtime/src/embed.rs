@@ -7,6 +7,7 @@ pub use frame::{FrameEmbedder, InputSize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::backend::tensorrt::TensorRt;
 use crate::backend::{self, Backend, BackendError, BackendOptions, OutputShape};
 use crate::bundle::{Bundle, BundleError, Codebook, SizeRule};
 
@@ -132,22 +133,14 @@ impl Model {
         &self.bundle.codebook
     }
 
-    /// Embeds one image: `input` is `[3, h, w]`, normalised; `scratch` takes the network's output
-    /// as it comes, `[dim, h / stride, w / stride]`. The memory of `scratch` and `out` is reused.
-    ///
-    /// # Errors
-    /// [`EmbedError`] when the size does not suit the network, the backend fails, or the output is
-    /// not what the manifest promises.
-    pub fn embed(
-        &self,
-        input: &[f32],
-        w: usize,
-        h: usize,
-        scratch: &mut Vec<f32>,
-        out: &mut EmbeddingMap,
-    ) -> Result<(), EmbedError> {
-        let entry = &self.bundle.manifest.embedder;
-        let stride = entry.stride.max(1);
+    /// Network input pixels per cell.
+    pub(crate) fn stride(&self) -> usize {
+        self.bundle.manifest.embedder.stride.max(1)
+    }
+
+    /// Refuses a size of input that the network does not take.
+    pub(crate) fn check_size(&self, w: usize, h: usize) -> Result<(), EmbedError> {
+        let (entry, stride) = (&self.bundle.manifest.embedder, self.stride());
         let accepted = match entry.size {
             SizeRule::Dynamic => {
                 w > 0 && h > 0 && w.is_multiple_of(stride) && h.is_multiple_of(stride)
@@ -166,12 +159,56 @@ impl Model {
                 accepted,
             });
         }
-        let OutputShape { dim, height, width } = self.backend.run(input, w, h, scratch)?;
-        let (expected, found) = ([entry.dim, h / stride, w / stride], [dim, height, width]);
+        Ok(())
+    }
+
+    /// Refuses an output that is not what the manifest promises for an input of this size.
+    pub(crate) fn check_output(
+        &self,
+        w: usize,
+        h: usize,
+        OutputShape { dim, height, width }: OutputShape,
+    ) -> Result<(), EmbedError> {
+        let stride = self.stride();
+        let expected = [self.bundle.manifest.embedder.dim, h / stride, w / stride];
+        let found = [dim, height, width];
         if expected != found {
             let bundle = self.bundle.dir.clone();
             return Err(EmbedError::OutputShape { bundle, width: w, height: h, expected, found });
         }
+        Ok(())
+    }
+
+    /// The GPU that runs the network, where one does.
+    pub(crate) fn gpu(&self) -> Option<&TensorRt> {
+        self.backend.gpu()
+    }
+
+    /// Lets the CPU go on, because work on the GPU failed; false where that is not allowed or not
+    /// possible.
+    pub(crate) fn give_up_gpu(&self, reason: &dyn std::fmt::Display) -> bool {
+        self.backend.give_up_gpu(reason)
+    }
+
+    /// Embeds one image: `input` is `[3, h, w]`, normalised; `scratch` takes the network's output
+    /// as it comes, `[dim, h / stride, w / stride]`. The memory of `scratch` and `out` is reused.
+    ///
+    /// # Errors
+    /// [`EmbedError`] when the size does not suit the network, the backend fails, or the output is
+    /// not what the manifest promises.
+    pub fn embed(
+        &self,
+        input: &[f32],
+        w: usize,
+        h: usize,
+        scratch: &mut Vec<f32>,
+        out: &mut EmbeddingMap,
+    ) -> Result<(), EmbedError> {
+        self.check_size(w, h)?;
+        let shape = self.backend.run(input, w, h, scratch)?;
+        self.check_output(w, h, shape)?;
+        let OutputShape { dim, height, width } = shape;
+        let stride = self.stride();
         (out.height, out.width, out.dim, out.stride) = (height, width, dim, stride);
         out.data.resize(dim * height * width, 0.0);
         transpose(scratch, dim, &mut out.data);

@@ -7,7 +7,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::backend::BackendError;
+use crate::backend::tensorrt::TensorRtError;
 use crate::concepts::{ConceptError, ConceptLabeler, ConceptMap, SegmentationConfig};
+use crate::cuda::{GpuError, GpuStream};
 use crate::embed::{EmbedError, FrameEmbedder, InputSize, Model};
 use crate::frame::{FrameError, FrameView};
 use crate::labels::LabelMap;
@@ -29,6 +32,9 @@ pub enum StreamError {
     /// The masks could not be carried.
     #[error(transparent)]
     Propagate(#[from] PropagateError),
+    /// Something but the network failed on the GPU.
+    #[error("the frame could not be processed on the GPU: {0}")]
+    Gpu(GpuError),
     /// The given mask is not of the frame's size.
     #[error(
         "the mask has {mask:?} pixels, but the frame {frame:?} (width, height); give one of the frame's size"
@@ -42,6 +48,30 @@ pub enum StreamError {
     /// The given mask has no objects.
     #[error("the mask holds no object; mark each object's pixels with an id of 1 to 254")]
     EmptyMask,
+}
+
+impl StreamError {
+    /// Whether the CPU could do what was asked for, because the GPU failed.
+    fn is_of_gpu(&self) -> bool {
+        let failed = matches!(self, Self::Embed(EmbedError::Backend(BackendError::TensorRt(_))));
+        failed || matches!(self, Self::Gpu(_))
+    }
+}
+
+impl From<GpuError> for StreamError {
+    fn from(error: GpuError) -> Self {
+        match error {
+            GpuError::Propagate(error) => error.into(),
+            GpuError::TensorRt(error) => error.into(),
+            other => Self::Gpu(other),
+        }
+    }
+}
+
+impl From<TensorRtError> for StreamError {
+    fn from(error: TensorRtError) -> Self {
+        Self::Embed(BackendError::from(error).into())
+    }
 }
 
 /// Settings of a stream.
@@ -108,6 +138,8 @@ pub struct StreamState {
     embedder: FrameEmbedder,
     labeler: ConceptLabeler,
     propagator: Propagator,
+    /// Everything on the GPU, where the model runs there.
+    gpu: Option<GpuStream>,
     /// A mask that waits for the next frame.
     given: Option<LabelMap>,
     frames: u64,
@@ -118,6 +150,7 @@ impl StreamState {
     /// The state before the first frame.
     pub fn new(model: Arc<Model>, config: StreamConfig) -> Self {
         Self {
+            gpu: model.gpu().map(|gpu| GpuStream::new(gpu, true)),
             embedder: FrameEmbedder::new(model),
             labeler: ConceptLabeler::new(),
             propagator: Propagator::new(config.propagation.clone()),
@@ -151,7 +184,7 @@ impl StreamState {
     /// is dropped, masks that were carried before it stay.
     pub fn process(&mut self, frame: &FrameView<'_>) -> Result<&FrameResult, StreamError> {
         let (width, height) = (frame.width(), frame.height());
-        let given = self.given.take();
+        let mut given = self.given.take();
         (self.result.index, self.result.width, self.result.height) = (self.frames, width, height);
         self.frames += 1;
         if let Some(mask) = &given {
@@ -164,6 +197,14 @@ impl StreamState {
             if mask.instance_ids().is_empty() {
                 return Err(StreamError::EmptyMask);
             }
+        }
+
+        if let Some(gpu) = self.gpu.take() {
+            if self.process_on_gpu(gpu, frame, given.as_ref())? {
+                return Ok(&self.result);
+            }
+            // The GPU's memory of the masks is lost; their last state is not.
+            given = given.or_else(|| self.last_masks(width, height));
         }
 
         let mut clock = Clock::start();
@@ -204,20 +245,14 @@ impl StreamState {
         match self.propagator.step(self.embedder.map(), width, height, masks) {
             Ok(()) => Ok(()),
             Err(PropagateError::Grid { .. }) => {
-                let last = LabelMap {
-                    width: masks.width,
-                    height: masks.height,
-                    data: std::mem::take(&mut masks.labels),
-                };
-                let scaled = last.resized_nearest(width, height);
-                if scaled.instance_ids().is_empty() {
+                let Some(scaled) = self.last_masks(width, height) else {
                     tracing::warn!(
                         "the frame size changed while no object was in sight; give a new mask to go on"
                     );
                     self.propagator = Propagator::new(self.config.propagation.clone());
                     self.result.masks = None;
                     return Ok(());
-                }
+                };
                 tracing::info!(
                     "the frame size changed to {width}x{height}; masks go on from the last ones"
                 );
@@ -225,6 +260,39 @@ impl StreamState {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The masks of the frame before at a new size; nothing where no object is left.
+    fn last_masks(&self, width: u32, height: u32) -> Option<LabelMap> {
+        let last = self.result.masks.as_ref()?.scaled(width, height);
+        (!last.instance_ids().is_empty()).then_some(last)
+    }
+
+    /// Processes a frame on the GPU. Answers false where the CPU is to do it, now and from now on.
+    fn process_on_gpu(
+        &mut self,
+        mut on_gpu: GpuStream,
+        frame: &FrameView<'_>,
+        given: Option<&LabelMap>,
+    ) -> Result<bool, StreamError> {
+        let model = Arc::clone(self.model());
+        // Another stream may have given it up.
+        let Some(gpu) = model.gpu() else { return Ok(false) };
+        let shared = (model.as_ref(), gpu);
+        match on_gpu.process(shared, &self.config, frame, given, &mut self.result) {
+            Ok(()) => {}
+            Err(StreamError::Gpu(error)) if error.is_unsuited() => {
+                tracing::info!("only the network runs on the GPU: {error}");
+                return Ok(false);
+            }
+            Err(error) if error.is_of_gpu() && model.give_up_gpu(&error) => return Ok(false),
+            Err(error) => {
+                self.gpu = Some(on_gpu);
+                return Err(error);
+            }
+        }
+        self.gpu = Some(on_gpu);
+        Ok(true)
     }
 
     fn start(&mut self, mask: &LabelMap) -> Result<(), StreamError> {

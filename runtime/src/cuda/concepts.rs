@@ -12,7 +12,7 @@ use conceptseg_tensorrt::cuda::{Arg, DeviceBuffer, Function, Stream};
 
 use super::embed::MapSize;
 use super::merge::{MergeStage, TABLE_COLUMN};
-use super::{CudaPathError, Kernels};
+use super::{GpuError, Kernels};
 use crate::bundle::Codebook;
 use crate::concepts::kmeans::start_clusters;
 use crate::concepts::merge::MAX_SEGMENTS;
@@ -97,16 +97,16 @@ impl ConceptStage {
     /// A stage with this codebook, which it uploads.
     ///
     /// # Errors
-    /// [`CudaPathError`] when a setting or the codebook is beyond the limits, or memory is short.
+    /// [`GpuError`] when a setting or the codebook is beyond the limits, or memory is short.
     pub(crate) fn new(
         kernels: &Kernels,
         stream: &Arc<Stream>,
         codebook: &Codebook,
         config: &SegmentationConfig,
-    ) -> Result<Self, CudaPathError> {
-        CudaPathError::check("segmentation setting grid", config.grid, 15)?;
-        CudaPathError::check("segmentation setting iterations", config.iterations, 1000)?;
-        CudaPathError::check("concepts of the codebook", codebook.count, MAX_CONCEPTS)?;
+    ) -> Result<Self, GpuError> {
+        GpuError::check("segmentation setting grid", config.grid, 15)?;
+        GpuError::check("segmentation setting iterations", config.iterations, 1000)?;
+        GpuError::check("concepts of the codebook", codebook.count, MAX_CONCEPTS)?;
         let vectors = DeviceBuffer::new(stream.context(), codebook.count * codebook.dim)?;
         vectors.write(stream, &codebook.vectors)?;
         Ok(Self {
@@ -135,21 +135,21 @@ impl ConceptStage {
     /// then. The stream must be idle.
     ///
     /// # Errors
-    /// [`CudaPathError`] when a size is 0 or above the limits, embeddings and codebook do not fit
+    /// [`GpuError`] when a size is 0 or above the limits, embeddings and codebook do not fit
     /// together, or memory is short.
     pub(crate) fn prepare(
         &mut self,
         stream: &Arc<Stream>,
         map: MapSize,
         frame: (usize, usize),
-    ) -> Result<bool, CudaPathError> {
+    ) -> Result<bool, GpuError> {
         if self.prepared.as_ref().is_some_and(|p| (p.map, p.frame) == (map, frame)) {
             return Ok(false);
         }
         map.check()?;
         if map.dim != self.dim {
             let (embedding, codebook) = (map.dim, self.dim);
-            return Err(CudaPathError::Codebook { embedding, codebook });
+            return Err(GpuError::Codebook { embedding, codebook });
         }
         self.prepared = None;
         self.merge.prepare(stream, frame)?;
@@ -158,12 +158,12 @@ impl ConceptStage {
     }
 
     /// Concept of each pixel of the frame, `[height, width]`.
-    pub(crate) fn concept_map(&self) -> Result<&Arc<DeviceBuffer<u16>>, CudaPathError> {
+    pub(crate) fn concept_map(&self) -> Result<&Arc<DeviceBuffer<u16>>, GpuError> {
         self.merge.concepts()
     }
 
     /// Segment of each pixel of the frame, `[height, width]`.
-    pub(crate) fn segment_map(&self) -> Result<&Arc<DeviceBuffer<u16>>, CudaPathError> {
+    pub(crate) fn segment_map(&self) -> Result<&Arc<DeviceBuffer<u16>>, GpuError> {
         self.merge.segments()
     }
 
@@ -171,7 +171,7 @@ impl ConceptStage {
     /// download of the result into the stream.
     ///
     /// # Errors
-    /// [`CudaPathError`], also when `embeddings` is smaller than was prepared for.
+    /// [`GpuError`], also when `embeddings` is smaller than was prepared for.
     ///
     /// # Safety
     /// Neither the stage nor `embeddings` may be dropped, nor the stage prepared for another size,
@@ -180,10 +180,10 @@ impl ConceptStage {
         &self,
         stream: &Arc<Stream>,
         embeddings: &DeviceBuffer<f32>,
-    ) -> Result<(), CudaPathError> {
-        let prepared = self.prepared.as_ref().ok_or(CudaPathError::NotPrepared)?;
+    ) -> Result<(), GpuError> {
+        let prepared = self.prepared.as_ref().ok_or(GpuError::NotPrepared)?;
         if embeddings.len() != prepared.map.cells() * prepared.map.dim {
-            return Err(CudaPathError::NotPrepared);
+            return Err(GpuError::NotPrepared);
         }
         // SAFETY: the buffers were made for each other, and the caller keeps them.
         unsafe {
@@ -197,12 +197,12 @@ impl ConceptStage {
     /// Takes what was downloaded, after the stream is done.
     ///
     /// # Errors
-    /// [`CudaPathError`] when the records of a frame with very many segments cannot be read.
+    /// [`GpuError`] when the records of a frame with very many segments cannot be read.
     pub(crate) fn finish(
         &self,
         stream: &Arc<Stream>,
         out: &mut ConceptMap,
-    ) -> Result<(), CudaPathError> {
+    ) -> Result<(), GpuError> {
         self.merge.finish(stream, out)
     }
 
@@ -212,7 +212,7 @@ impl ConceptStage {
         stream: &Arc<Stream>,
         prepared: &Prepared,
         embeddings: &DeviceBuffer<f32>,
-    ) -> Result<(), CudaPathError> {
+    ) -> Result<(), GpuError> {
         let Prepared { map: MapSize { height, width, dim }, clusters, slice, .. } = *prepared;
         let cells = height * width;
         let slices = cells.div_ceil(slice);
@@ -296,7 +296,7 @@ impl ConceptStage {
         &self,
         stream: &Arc<Stream>,
         prepared: &Prepared,
-    ) -> Result<(), CudaPathError> {
+    ) -> Result<(), GpuError> {
         let chunks = self.concepts.div_ceil(CONCEPTS);
         let clusters = prepared.clusters;
         let nearest = [
@@ -330,7 +330,7 @@ impl ConceptStage {
         stream: &Arc<Stream>,
         prepared: &Prepared,
         embeddings: &DeviceBuffer<f32>,
-    ) -> Result<(), CudaPathError> {
+    ) -> Result<(), GpuError> {
         let Prepared { map: MapSize { height, width, dim }, frame, .. } = *prepared;
         let p = prepared;
         let cells = height * width;
@@ -368,7 +368,7 @@ impl Prepared {
         frame: (usize, usize),
         config: &SegmentationConfig,
         concepts: usize,
-    ) -> Result<Self, CudaPathError> {
+    ) -> Result<Self, GpuError> {
         let context = stream.context();
         let (cells, channels) = (map.cells(), map.dim + PLACE);
         let clusters = start_clusters(map.height, map.width, config.grid);
@@ -410,7 +410,7 @@ fn positions(
     stream: &Arc<Stream>,
     source: usize,
     target: usize,
-) -> Result<(DeviceBuffer<i32>, DeviceBuffer<f32>), CudaPathError> {
+) -> Result<(DeviceBuffer<i32>, DeviceBuffer<f32>), GpuError> {
     let (cells, weights): (Vec<i32>, Vec<f32>) =
         upsample::positions(source, target).map(|(cell, weight)| (cell as i32, weight)).unzip();
     let device_cells = DeviceBuffer::new(stream.context(), target)?;
@@ -436,7 +436,7 @@ unsafe fn launch(
     stream: &Arc<Stream>,
     [x, y]: [usize; 2],
     arguments: &[Arg],
-) -> Result<(), CudaPathError> {
+) -> Result<(), GpuError> {
     // SAFETY: the caller's promise.
     unsafe { function.launch(stream, [x as u32, y as u32, 1], [BLOCK as u32, 1, 1], arguments)? };
     Ok(())
@@ -725,19 +725,19 @@ mod tests {
             };
             let config = SegmentationConfig::default();
             let grid = SegmentationConfig { grid: 16, ..config.clone() };
-            assert!(matches!(new(3, grid), Err(CudaPathError::Limit { value: 16, .. })));
-            assert!(matches!(new(4097, config.clone()), Err(CudaPathError::Limit { .. })));
+            assert!(matches!(new(3, grid), Err(GpuError::Limit { value: 16, .. })));
+            assert!(matches!(new(4097, config.clone()), Err(GpuError::Limit { .. })));
             let mut stage = new(3, config).unwrap();
             let map = MapSize { height: 2, width: 2, dim: 5 };
             let error = stage.prepare(&gpu.stream, map, (8, 8)).unwrap_err();
-            assert!(matches!(error, CudaPathError::Codebook { embedding: 5, codebook: 4 }));
+            assert!(matches!(error, GpuError::Codebook { embedding: 5, codebook: 4 }));
             let map = MapSize { dim: 4, ..map };
             let error = stage.prepare(&gpu.stream, map, (16_385, 8)).unwrap_err();
-            assert!(matches!(error, CudaPathError::Limit { value: 16_385, .. }));
+            assert!(matches!(error, GpuError::Limit { value: 16_385, .. }));
             let input = upload(&gpu, &[0.0; 16]);
             // SAFETY: nothing is put into the stream.
             let refused = unsafe { stage.enqueue(&gpu.stream, &input) };
-            assert!(matches!(refused, Err(CudaPathError::NotPrepared)));
+            assert!(matches!(refused, Err(GpuError::NotPrepared)));
         }
     }
 }

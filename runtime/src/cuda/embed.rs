@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use conceptseg_tensorrt::cuda::{Arg, DeviceBuffer, Function, PinnedBuffer, Stream};
 
-use super::{CudaPathError, Kernels};
+use super::{GpuError, Kernels};
 use crate::embed::UNIT_TOLERANCE;
 
 /// Cells of a block, `EMBED_CELLS` of the kernel.
@@ -34,11 +34,11 @@ impl MapSize {
     }
 
     /// # Errors
-    /// [`CudaPathError`] when the kernels do not take a map of this size.
-    pub(super) fn check(&self) -> Result<(), CudaPathError> {
-        CudaPathError::check("dimensions of an embedding", self.dim, MAX_DIM)?;
+    /// [`GpuError`] when the kernels do not take a map of this size.
+    pub(super) fn check(&self) -> Result<(), GpuError> {
+        GpuError::check("dimensions of an embedding", self.dim, MAX_DIM)?;
         let cells = self.height.saturating_mul(self.width);
-        CudaPathError::check("cells of the embedding map", cells, MAX_CELLS)
+        GpuError::check("cells of the embedding map", cells, MAX_CELLS)
     }
 }
 
@@ -74,7 +74,7 @@ pub(crate) struct EmbedStage {
 }
 
 impl EmbedStage {
-    pub(crate) fn new(kernels: &Kernels) -> Result<Self, CudaPathError> {
+    pub(crate) fn new(kernels: &Kernels) -> Result<Self, GpuError> {
         Ok(Self { normalise: kernels.function("embed_normalise")?, prepared: None })
     }
 
@@ -82,18 +82,18 @@ impl EmbedStage {
     /// graphs that were captured before are void then. The stream must be idle.
     ///
     /// # Errors
-    /// [`CudaPathError`] when a size is 0 or above the limits, or memory is short.
+    /// [`GpuError`] when a size is 0 or above the limits, or memory is short.
     pub(crate) fn prepare(
         &mut self,
         stream: &Arc<Stream>,
         size: MapSize,
         batch: usize,
-    ) -> Result<bool, CudaPathError> {
+    ) -> Result<bool, GpuError> {
         if self.prepared.as_ref().is_some_and(|p| (p.size, p.batch) == (size, batch)) {
             return Ok(false);
         }
         size.check()?;
-        CudaPathError::check("frames of a batch", batch, 64)?;
+        GpuError::check("frames of a batch", batch, 64)?;
         self.prepared = None;
         let (context, cells) = (stream.context(), batch * size.cells());
         self.prepared = Some(Prepared {
@@ -108,15 +108,15 @@ impl EmbedStage {
     }
 
     /// The embeddings, `[batch, height, width, dim]`, which [`EmbedStage::enqueue`] fills.
-    pub(crate) fn embeddings(&self) -> Result<&Arc<DeviceBuffer<f32>>, CudaPathError> {
-        Ok(&self.prepared.as_ref().ok_or(CudaPathError::NotPrepared)?.embeddings)
+    pub(crate) fn embeddings(&self) -> Result<&Arc<DeviceBuffer<f32>>, GpuError> {
+        Ok(&self.prepared.as_ref().ok_or(GpuError::NotPrepared)?.embeddings)
     }
 
     /// Puts the kernel that turns `network`, `[batch, dim, height, width]`, into embeddings into the
     /// stream, and the download of its answer about lengths.
     ///
     /// # Errors
-    /// [`CudaPathError`], also when `network` has another size than was prepared for.
+    /// [`GpuError`], also when `network` has another size than was prepared for.
     ///
     /// # Safety
     /// Neither the stage nor `network` may be dropped, nor the stage prepared for another size, before
@@ -125,11 +125,11 @@ impl EmbedStage {
         &self,
         stream: &Arc<Stream>,
         network: &DeviceBuffer<f32>,
-    ) -> Result<(), CudaPathError> {
-        let prepared = self.prepared.as_ref().ok_or(CudaPathError::NotPrepared)?;
+    ) -> Result<(), GpuError> {
+        let prepared = self.prepared.as_ref().ok_or(GpuError::NotPrepared)?;
         let Prepared { size, batch, .. } = *prepared;
         if network.len() != prepared.embeddings.len() {
-            return Err(CudaPathError::NotPrepared);
+            return Err(GpuError::NotPrepared);
         }
         let cells = size.cells();
         let arguments = [
@@ -155,9 +155,9 @@ impl EmbedStage {
     /// The first cell that was not of unit length, after the stream is done.
     ///
     /// # Errors
-    /// [`CudaPathError`] when its length cannot be read.
-    pub(crate) fn finish(&self, stream: &Arc<Stream>) -> Result<Option<BadCell>, CudaPathError> {
-        let prepared = self.prepared.as_ref().ok_or(CudaPathError::NotPrepared)?;
+    /// [`GpuError`] when its length cannot be read.
+    pub(crate) fn finish(&self, stream: &Arc<Stream>) -> Result<Option<BadCell>, GpuError> {
+        let prepared = self.prepared.as_ref().ok_or(GpuError::NotPrepared)?;
         let cells = prepared.size.cells();
         let bad = prepared.found.as_slice().iter().enumerate().find(|(_, left)| **left > 0);
         let Some((index, &left)) = bad else { return Ok(None) };
@@ -262,9 +262,9 @@ mod tests {
                 MapSize { height: usize::MAX, width: 2, dim: 1 },
             ] {
                 let error = stage.prepare(&gpu.stream, size, 1).unwrap_err();
-                assert!(matches!(error, CudaPathError::Limit { .. }), "{error}");
+                assert!(matches!(error, GpuError::Limit { .. }), "{error}");
             }
-            assert!(matches!(stage.embeddings(), Err(CudaPathError::NotPrepared)));
+            assert!(matches!(stage.embeddings(), Err(GpuError::NotPrepared)));
         }
     }
 }

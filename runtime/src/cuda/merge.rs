@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use conceptseg_tensorrt::cuda::{Arg, DeviceBuffer, Function, PinnedBuffer, Stream};
 
-use super::{CudaPathError, Kernels};
+use super::{GpuError, Kernels};
 use crate::concepts::{ConceptMap, ConceptSegment};
 use crate::frame::MAX_SIDE;
 
@@ -61,7 +61,7 @@ pub(crate) struct MergeStage {
 
 impl MergeStage {
     /// A stage that tells at most `limit` segments apart.
-    pub(super) fn new(kernels: &Kernels, limit: usize) -> Result<Self, CudaPathError> {
+    pub(super) fn new(kernels: &Kernels, limit: usize) -> Result<Self, GpuError> {
         Ok(Self {
             start: kernels.function("merge_start")?,
             unite: kernels.function("merge_unite")?,
@@ -78,17 +78,17 @@ impl MergeStage {
     /// must be idle.
     ///
     /// # Errors
-    /// [`CudaPathError`] when a side is 0 or above [`MAX_SIDE`], or memory is short.
+    /// [`GpuError`] when a side is 0 or above [`MAX_SIDE`], or memory is short.
     pub(super) fn prepare(
         &mut self,
         stream: &Arc<Stream>,
         (width, height): (usize, usize),
-    ) -> Result<bool, CudaPathError> {
+    ) -> Result<bool, GpuError> {
         if self.prepared.as_ref().is_some_and(|p| (p.width, p.height) == (width, height)) {
             return Ok(false);
         }
-        CudaPathError::check("width of the frame", width, MAX_SIDE as usize)?;
-        CudaPathError::check("height of the frame", height, MAX_SIDE as usize)?;
+        GpuError::check("width of the frame", width, MAX_SIDE as usize)?;
+        GpuError::check("height of the frame", height, MAX_SIDE as usize)?;
         self.prepared = None;
         let (context, pixels) = (stream.context(), width * height);
         self.prepared = Some(Prepared {
@@ -110,20 +110,20 @@ impl MergeStage {
     }
 
     /// Concept of each pixel, `[height, width]`, for kernels that draw it.
-    pub(super) fn concepts(&self) -> Result<&Arc<DeviceBuffer<u16>>, CudaPathError> {
-        Ok(&self.prepared.as_ref().ok_or(CudaPathError::NotPrepared)?.concepts)
+    pub(super) fn concepts(&self) -> Result<&Arc<DeviceBuffer<u16>>, GpuError> {
+        Ok(&self.prepared.as_ref().ok_or(GpuError::NotPrepared)?.concepts)
     }
 
     /// Segment of each pixel, `[height, width]`, for kernels that draw it.
-    pub(super) fn segments(&self) -> Result<&Arc<DeviceBuffer<u16>>, CudaPathError> {
-        Ok(&self.prepared.as_ref().ok_or(CudaPathError::NotPrepared)?.segments)
+    pub(super) fn segments(&self) -> Result<&Arc<DeviceBuffer<u16>>, GpuError> {
+        Ok(&self.prepared.as_ref().ok_or(GpuError::NotPrepared)?.segments)
     }
 
     /// Puts the merging of `clusters` (index into the table of each pixel) and the download of its
     /// results into the stream. `table` is that of the kernel `concept_table`.
     ///
     /// # Errors
-    /// [`CudaPathError`], also when `clusters` has another size than was prepared for.
+    /// [`GpuError`], also when `clusters` has another size than was prepared for.
     ///
     /// # Safety
     /// Neither the stage nor the buffers may be dropped, nor the stage prepared for another size,
@@ -134,11 +134,11 @@ impl MergeStage {
         stream: &Arc<Stream>,
         clusters: &DeviceBuffer<u8>,
         table: &DeviceBuffer<i32>,
-    ) -> Result<(), CudaPathError> {
-        let prepared = self.prepared.as_ref().ok_or(CudaPathError::NotPrepared)?;
+    ) -> Result<(), GpuError> {
+        let prepared = self.prepared.as_ref().ok_or(GpuError::NotPrepared)?;
         let Prepared { width, height, .. } = *prepared;
         if clusters.len() != width * height || table.len() != 1 + 3 * TABLE_COLUMN {
-            return Err(CudaPathError::NotPrepared);
+            return Err(GpuError::NotPrepared);
         }
         let warps = width.div_ceil(STRIP) * height;
         let grid = [(warps as u32).div_ceil(BLOCK / 32), 1, 1];
@@ -180,13 +180,13 @@ impl MergeStage {
     /// Takes what was downloaded, after the stream is done.
     ///
     /// # Errors
-    /// [`CudaPathError`] when the records of a frame with many segments cannot be read.
+    /// [`GpuError`] when the records of a frame with many segments cannot be read.
     pub(super) fn finish(
         &self,
         stream: &Arc<Stream>,
         out: &mut ConceptMap,
-    ) -> Result<(), CudaPathError> {
-        let prepared = self.prepared.as_ref().ok_or(CudaPathError::NotPrepared)?;
+    ) -> Result<(), GpuError> {
+        let prepared = self.prepared.as_ref().ok_or(GpuError::NotPrepared)?;
         (out.width, out.height) = (prepared.width as u32, prepared.height as u32);
         out.concepts.clear();
         out.concepts.extend_from_slice(prepared.host_concepts.as_slice());

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use conceptseg_tensorrt::cuda::{Arg, DeviceBuffer, Function, PinnedBuffer, Stream};
 
 use super::resize::Axis;
-use super::{CudaPathError, Kernels};
+use super::{GpuError, Kernels};
 use crate::frame::{Colorimetry, FrameView, MAX_SIDE, Normalization, PixelFormat, Plane, YuvToRgb};
 
 /// Threads of a block.
@@ -88,7 +88,7 @@ impl PreprocessStage {
     pub(crate) fn new(
         kernels: &Kernels,
         normalization: Normalization,
-    ) -> Result<Self, CudaPathError> {
+    ) -> Result<Self, GpuError> {
         let (scale, offset) = normalization.affine();
         Ok(Self {
             rows: kernels.function("preprocess_rows")?,
@@ -105,7 +105,7 @@ impl PreprocessStage {
     /// before are void then. The stream must be idle.
     ///
     /// # Errors
-    /// [`CudaPathError`] when the input has a side of 0 or above [`MAX_SIDE`], or a batch and height
+    /// [`GpuError`] when the input has a side of 0 or above [`MAX_SIDE`], or a batch and height
     /// beyond what a launch can take, or memory is short.
     pub(crate) fn prepare(
         &mut self,
@@ -113,7 +113,7 @@ impl PreprocessStage {
         frame: &FrameView<'_>,
         input: (u32, u32),
         batch: usize,
-    ) -> Result<bool, CudaPathError> {
+    ) -> Result<bool, GpuError> {
         let geometry = Geometry {
             format: frame.format(),
             colorimetry: frame.colorimetry(),
@@ -130,7 +130,7 @@ impl PreprocessStage {
             ("height of the network input", h as usize, MAX_SIDE as usize),
             ("rows of the network input in a batch", h as usize * batch, MAX_GRID_Y),
         ] {
-            CudaPathError::check(what, value, max)?;
+            GpuError::check(what, value, max)?;
         }
         // What is there is freed first: both may not fit.
         self.prepared = None;
@@ -142,17 +142,17 @@ impl PreprocessStage {
     /// of the batch. No upload may be under way.
     ///
     /// # Errors
-    /// [`CudaPathError`] when the frame is not what was prepared for.
+    /// [`GpuError`] when the frame is not what was prepared for.
     pub(crate) fn stage(
         &mut self,
         index: usize,
         frame: &FrameView<'_>,
-    ) -> Result<(), CudaPathError> {
-        let prepared = self.prepared.as_mut().ok_or(CudaPathError::NotPrepared)?;
+    ) -> Result<(), GpuError> {
+        let prepared = self.prepared.as_mut().ok_or(GpuError::NotPrepared)?;
         let Geometry { format, colorimetry, frame: size, batch, .. } = prepared.geometry;
         let same = (frame.format(), frame.colorimetry(), (frame.width(), frame.height()));
         if same != (format, colorimetry, size) || index >= batch {
-            return Err(CudaPathError::NotPrepared);
+            return Err(GpuError::NotPrepared);
         }
         let bytes = prepared.bytes.0;
         let staging = &mut prepared.staging.as_mut_slice()[index * bytes..][..bytes];
@@ -176,20 +176,20 @@ impl PreprocessStage {
     }
 
     /// The network's input, `[batch, 3, h, w]`, which [`PreprocessStage::enqueue`] fills.
-    pub(crate) fn input(&self) -> Result<&Arc<DeviceBuffer<f32>>, CudaPathError> {
-        Ok(&self.prepared.as_ref().ok_or(CudaPathError::NotPrepared)?.input)
+    pub(crate) fn input(&self) -> Result<&Arc<DeviceBuffer<f32>>, GpuError> {
+        Ok(&self.prepared.as_ref().ok_or(GpuError::NotPrepared)?.input)
     }
 
     /// Puts the upload of the staged frames and the kernels into the stream.
     ///
     /// # Errors
-    /// [`CudaPathError`].
+    /// [`GpuError`].
     ///
     /// # Safety
     /// The stage must neither be dropped, prepared for another geometry nor given frames before the
     /// stream is done, nor before the last launch of a graph captured from this.
-    pub(crate) unsafe fn enqueue(&self, stream: &Arc<Stream>) -> Result<(), CudaPathError> {
-        let prepared = self.prepared.as_ref().ok_or(CudaPathError::NotPrepared)?;
+    pub(crate) unsafe fn enqueue(&self, stream: &Arc<Stream>) -> Result<(), GpuError> {
+        let prepared = self.prepared.as_ref().ok_or(GpuError::NotPrepared)?;
         // SAFETY: the caller keeps both buffers and does not write to the pinned one meanwhile.
         unsafe {
             prepared.frame.upload_async(stream, &prepared.staging, prepared.staging.len())?;
@@ -209,7 +209,7 @@ impl PreprocessStage {
         prepared: &Prepared,
         plane: &Staged,
         axis: &Table,
-    ) -> Result<(), CudaPathError> {
+    ) -> Result<(), GpuError> {
         let words = (plane.pitch / 4) as u32;
         let (_, height) = prepared.geometry.input;
         let arguments = [
@@ -236,7 +236,7 @@ impl PreprocessStage {
         &self,
         stream: &Arc<Stream>,
         prepared: &Prepared,
-    ) -> Result<(), CudaPathError> {
+    ) -> Result<(), GpuError> {
         let Geometry { format, colorimetry, input: (width, height), batch, .. } = prepared.geometry;
         let convert = YuvToRgb::new(colorimetry);
         let source =
@@ -289,7 +289,7 @@ impl PreprocessStage {
                 arguments.extend(floats(&[gain, bias]));
                 &self.packed
             }
-            _ => return Err(CudaPathError::NotPrepared),
+            _ => return Err(GpuError::NotPrepared),
         };
         arguments.extend(floats(&self.scale));
         arguments.extend(floats(&self.offset));
@@ -303,7 +303,7 @@ impl PreprocessStage {
 }
 
 impl Prepared {
-    fn new(stream: &Arc<Stream>, geometry: Geometry) -> Result<Self, CudaPathError> {
+    fn new(stream: &Arc<Stream>, geometry: Geometry) -> Result<Self, GpuError> {
         let Geometry { format, frame: (width, height), input: (w, h), batch, .. } = geometry;
         let mut planes = Vec::new();
         let mut bytes = (0, 0);
@@ -318,7 +318,7 @@ impl Prepared {
             planes.push(Staged { planes: (first, count), rows, pitch, offset, resized });
             bytes = (offset + rows * pitch, resized + h as usize * pitch);
         }
-        CudaPathError::check("bytes of a frame", bytes.0.max(bytes.1), i32::MAX as usize)?;
+        GpuError::check("bytes of a frame", bytes.0.max(bytes.1), i32::MAX as usize)?;
 
         // Half of the last chroma sample of an odd side lies outside of the frame.
         let half = |side: u32| (side.div_ceil(2), f64::from(side) / 2.0);
@@ -472,13 +472,13 @@ mod tests {
             let data = [0; 12];
             let small = FrameView::rgb(2, 1, &data).unwrap();
             let large = FrameView::rgb(2, 2, &data).unwrap();
-            assert!(matches!(stage.stage(0, &small), Err(CudaPathError::NotPrepared)));
+            assert!(matches!(stage.stage(0, &small), Err(GpuError::NotPrepared)));
             assert!(stage.prepare(&gpu.stream, &small, (8, 8), 1).unwrap());
             assert!(!stage.prepare(&gpu.stream, &small, (8, 8), 1).unwrap());
-            assert!(matches!(stage.stage(0, &large), Err(CudaPathError::NotPrepared)));
-            assert!(matches!(stage.stage(1, &small), Err(CudaPathError::NotPrepared)));
+            assert!(matches!(stage.stage(0, &large), Err(GpuError::NotPrepared)));
+            assert!(matches!(stage.stage(1, &small), Err(GpuError::NotPrepared)));
             let refused = stage.prepare(&gpu.stream, &small, (8, MAX_SIDE + 1), 1).unwrap_err();
-            assert!(matches!(refused, CudaPathError::Limit { value: 16_385, .. }), "{refused}");
+            assert!(matches!(refused, GpuError::Limit { value: 16_385, .. }), "{refused}");
         }
     }
 }

@@ -15,9 +15,9 @@ mod tests;
 use std::sync::Arc;
 
 use bytemuck::Pod;
-use conceptseg_tensorrt::cuda::{Arg, CudaError, DeviceBuffer, Function, PinnedBuffer, Stream};
+use conceptseg_tensorrt::cuda::{Arg, DeviceBuffer, Function, PinnedBuffer, Stream};
 
-use super::Kernels;
+use super::{GpuError, Kernels};
 use crate::frame::MAX_SIDE;
 use crate::labels::LabelMap;
 use crate::propagate::{
@@ -40,43 +40,6 @@ const MAX_CELLS: usize = 1 << 24;
 /// Context table before the slots: frames in use, slot of the frame in work.
 const TABLE_HEAD: usize = 2;
 
-/// Why masks could not be carried on the GPU.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CudaPropagateError {
-    /// As on the CPU.
-    #[error(transparent)]
-    Propagate(#[from] PropagateError),
-    /// The GPU or its driver.
-    #[error(transparent)]
-    Cuda(#[from] CudaError),
-    /// There are no kernels for the protocol.
-    #[error("masks are carried on the GPU with the protocol Dino only, not with {protocol:?}; carry them on the CPU")]
-    Protocol {
-        /// The protocol asked for.
-        protocol: Protocol,
-    },
-    /// A size is beyond what the kernels take.
-    #[error("the {what} is {value}; to carry masks on the GPU it must be 1 to {most}")]
-    Limit {
-        /// What.
-        what: &'static str,
-        /// Its value.
-        value: usize,
-        /// The largest value.
-        most: usize,
-    },
-    /// A frame was put into the stream before the stage was prepared for its size.
-    #[error("the mask propagation was not prepared for a frame size; prepare it after each start")]
-    NotPrepared,
-}
-
-impl CudaPropagateError {
-    fn limit(what: &'static str, value: usize, most: usize) -> Result<(), Self> {
-        if (1..=most).contains(&value) { Ok(()) } else { Err(Self::Limit { what, value, most }) }
-    }
-}
-
 /// Sizes of an embedding map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Grid {
@@ -97,15 +60,15 @@ impl Grid {
         self.width.next_multiple_of(4)
     }
 
-    fn check(&self, embeddings: &DeviceBuffer<f32>) -> Result<(), CudaPropagateError> {
+    fn check(&self, embeddings: &DeviceBuffer<f32>) -> Result<(), GpuError> {
         let Self { height, width, dim, stride } = *self;
         let len = height.checked_mul(width).and_then(|cells| cells.checked_mul(dim));
         if stride == 0 || embeddings.is_empty() || len != Some(embeddings.len()) {
             let len = embeddings.len();
             return Err(PropagateError::Embedding { len, height, width, dim, stride }.into());
         }
-        CudaPropagateError::limit("number of dimensions of an embedding", dim, MAX_DIM)?;
-        CudaPropagateError::limit("number of cells of the embedding map", height * width, MAX_CELLS)
+        GpuError::check("number of dimensions of an embedding", dim, MAX_DIM)?;
+        GpuError::check("number of cells of the embedding map", height * width, MAX_CELLS)
     }
 }
 
@@ -153,14 +116,14 @@ impl PropagationStage {
     /// A stage that waits for a first mask.
     ///
     /// # Errors
-    /// [`CudaPropagateError::Protocol`], [`PropagateError::Setting`], or a kernel is missing.
+    /// [`GpuError::Protocol`], [`PropagateError::Setting`], or a kernel is missing.
     pub(crate) fn new(
         kernels: &Kernels,
         config: PropagationConfig,
-    ) -> Result<Self, CudaPropagateError> {
+    ) -> Result<Self, GpuError> {
         config.check()?;
         if config.protocol != Protocol::Dino {
-            return Err(CudaPropagateError::Protocol { protocol: config.protocol });
+            return Err(GpuError::Protocol { protocol: config.protocol });
         }
         let (search, labels) = match config.topk {
             ..=5 => ("propagate_search_5", "propagate_labels_5"),
@@ -196,7 +159,7 @@ impl PropagationStage {
 
     /// Instance of each pixel of the frame, `[height, width]` and up to three bytes more, 0 for
     /// background; filled by [`PropagationStage::enqueue`].
-    pub(crate) fn mask(&self) -> Result<&Arc<DeviceBuffer<u8>>, CudaPropagateError> {
+    pub(crate) fn mask(&self) -> Result<&Arc<DeviceBuffer<u8>>, GpuError> {
         self.state.as_ref().ok_or(PropagateError::NotStarted)?.writer.mask()
     }
 
@@ -205,20 +168,20 @@ impl PropagationStage {
     /// for the stream; graphs that were captured before are void.
     ///
     /// # Errors
-    /// [`CudaPropagateError`]; a propagation that was under way then goes on as before.
+    /// [`GpuError`]; a propagation that was under way then goes on as before.
     pub(crate) fn start(
         &mut self,
         stream: &Arc<Stream>,
         grid: Grid,
         embeddings: &DeviceBuffer<f32>,
         mask: &LabelMap,
-    ) -> Result<(), CudaPropagateError> {
+    ) -> Result<(), GpuError> {
         grid.check(embeddings)?;
         let ids = instances_of(mask)?;
         let frames = 1 + self.config.context_frames;
         // Cells of all context frames are numbered in 31 bits.
         let most = i32::MAX as usize / grid.cells();
-        CudaPropagateError::limit("number of context frames", frames, most)?;
+        GpuError::check("number of context frames", frames, most)?;
         let (cells, channels) = (grid.cells(), ids.len() + 1);
         let tiles = grid.width.div_ceil(TILE.0) * grid.height.div_ceil(TILE.1);
         let parts = BLOCKS.div_ceil(tiles * frames).min(MAX_PARTS);
@@ -266,7 +229,7 @@ impl PropagationStage {
         stream: &Arc<Stream>,
         state: &State,
         embeddings: &DeviceBuffer<f32>,
-    ) -> Result<(), CudaPropagateError> {
+    ) -> Result<(), GpuError> {
         // SAFETY: the caller's promise.
         unsafe {
             state.context.upload_async(stream, &state.positions, state.positions.len())?;
@@ -280,22 +243,22 @@ impl PropagationStage {
     ///
     /// # Errors
     /// [`PropagateError::NotStarted`], [`PropagateError::Grid`] when the frame size changed in a way
-    /// that changes the grid, [`CudaPropagateError::Limit`], or memory is short; the state is as
+    /// that changes the grid, [`GpuError::Limit`], or memory is short; the state is as
     /// before then.
     pub(crate) fn prepare(
         &mut self,
         stream: &Arc<Stream>,
         grid: Grid,
         frame: (u32, u32),
-    ) -> Result<bool, CudaPropagateError> {
+    ) -> Result<bool, GpuError> {
         let state = self.state.as_mut().ok_or(PropagateError::NotStarted)?;
         let tuple = |g: Grid| (g.height, g.width, g.dim, g.stride);
         if grid != state.grid {
             let (expected, got) = (tuple(state.grid), tuple(grid));
             return Err(PropagateError::Grid { expected, got }.into());
         }
-        CudaPropagateError::limit("width of the frame", frame.0 as usize, MAX_SIDE as usize)?;
-        CudaPropagateError::limit("height of the frame", frame.1 as usize, MAX_SIDE as usize)?;
+        GpuError::check("width of the frame", frame.0 as usize, MAX_SIDE as usize)?;
+        GpuError::check("height of the frame", frame.1 as usize, MAX_SIDE as usize)?;
         state.writer.prepare(stream, grid, frame)
     }
 
@@ -304,7 +267,7 @@ impl PropagationStage {
     ///
     /// # Errors
     /// [`PropagateError::NotStarted`].
-    pub(crate) fn begin(&mut self) -> Result<(), CudaPropagateError> {
+    pub(crate) fn begin(&mut self) -> Result<(), GpuError> {
         let state = self.state.as_mut().ok_or(PropagateError::NotStarted)?;
         let ring = self.config.context_frames as u64 + 1;
         let filled = state.steps.min(self.config.context_frames as u64);
@@ -322,7 +285,7 @@ impl PropagationStage {
     /// uploading what [`PropagationStage::begin`] set, kernels, downloading the mask.
     ///
     /// # Errors
-    /// [`CudaPropagateError`], also when `embeddings` has another size than that of the grid.
+    /// [`GpuError`], also when `embeddings` has another size than that of the grid.
     ///
     /// # Safety
     /// Neither the stage nor `embeddings` may be dropped, and nothing but
@@ -332,7 +295,7 @@ impl PropagationStage {
         &self,
         stream: &Arc<Stream>,
         embeddings: &DeviceBuffer<f32>,
-    ) -> Result<(), CudaPropagateError> {
+    ) -> Result<(), GpuError> {
         let state = self.state.as_ref().ok_or(PropagateError::NotStarted)?;
         let State { grid, parts, .. } = *state;
         grid.check(embeddings)?;
@@ -382,8 +345,8 @@ impl PropagationStage {
     /// Takes the mask that was downloaded, after the stream is done, and the frame into the context.
     ///
     /// # Errors
-    /// [`PropagateError::NotStarted`], [`CudaPropagateError::NotPrepared`].
-    pub(crate) fn finish(&mut self, out: &mut MaskMap) -> Result<(), CudaPropagateError> {
+    /// [`PropagateError::NotStarted`], [`GpuError::NotPrepared`].
+    pub(crate) fn finish(&mut self, out: &mut MaskMap) -> Result<(), GpuError> {
         let state = self.state.as_mut().ok_or(PropagateError::NotStarted)?;
         state.writer.finish(&state.ids, out)?;
         state.steps += 1;
@@ -403,7 +366,7 @@ impl PropagationStage {
         embeddings: &DeviceBuffer<f32>,
         frame: (u32, u32),
         out: &mut MaskMap,
-    ) -> Result<(), CudaPropagateError> {
+    ) -> Result<(), GpuError> {
         stream.synchronize()?;
         self.prepare(stream, grid, frame)?;
         self.begin()?;
@@ -423,7 +386,7 @@ impl PropagationStage {
         stream: &Arc<Stream>,
         state: &State,
         embeddings: &DeviceBuffer<f32>,
-    ) -> Result<(), CudaPropagateError> {
+    ) -> Result<(), GpuError> {
         let grid = state.grid;
         let arguments = [
             of(embeddings),
@@ -457,7 +420,7 @@ unsafe fn launch(
     [x, y]: [usize; 2],
     threads: u32,
     arguments: &[Arg],
-) -> Result<(), CudaPropagateError> {
+) -> Result<(), GpuError> {
     // SAFETY: the caller's promise.
     unsafe { function.launch(stream, [x as u32, y as u32, 1], [threads, 1, 1], arguments)? };
     Ok(())

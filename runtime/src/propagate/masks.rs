@@ -70,6 +70,12 @@ impl MaskMap {
         self.instances.iter_mut().for_each(|i| i.confidence = 1.0);
     }
 
+    /// The labels at another size, to start from again.
+    pub(crate) fn scaled(&self, width: u32, height: u32) -> LabelMap {
+        let (from, data) = ((self.width, self.height), self.labels.clone());
+        LabelMap { width: from.0, height: from.1, data }.resized_nearest(width, height)
+    }
+
     /// Area and box of the listed instances.
     fn measure(&mut self) {
         let mut index = [None; 256];

@@ -9,6 +9,7 @@ mod driver;
 mod graph;
 mod memory;
 mod module;
+mod nvrtc;
 mod stream;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use driver::Functions;
 pub use graph::Graph;
 pub use memory::{DeviceBuffer, PinnedBuffer};
 pub use module::{Arg, Function, Module};
+pub use nvrtc::{Compiled, Nvrtc, NvrtcError};
 pub use stream::{Event, Stream};
 
 /// A failed call of the CUDA driver.
