@@ -113,6 +113,12 @@ impl Model {
         Ok(Arc::new(Self { bundle, backend }))
     }
 
+    /// A bundle whose network a backend has loaded already.
+    #[cfg(test)]
+    pub(crate) fn with_backend(bundle: Bundle, backend: Box<dyn Backend>) -> Arc<Self> {
+        Arc::new(Self { bundle, backend })
+    }
+
     /// The bundle.
     pub fn bundle(&self) -> &Bundle {
         &self.bundle

@@ -7,7 +7,7 @@
 
 mod concepts;
 mod embed;
-mod kernels;
+pub mod kernels;
 mod merge;
 mod overlay;
 mod preprocess;
@@ -19,7 +19,7 @@ mod testing;
 
 use conceptseg_tensorrt::cuda::{CudaError, NvrtcError};
 
-pub use kernels::{KernelSource, Kernels, OPTIONS, PTX, SOURCE};
+pub use kernels::{KernelSource, Kernels};
 pub(crate) use stream::GpuStream;
 
 use crate::backend::tensorrt::TensorRtError;

@@ -346,3 +346,6 @@ fn grid(map: MapSize, model: &Model) -> Grid {
     let stride = model.bundle().manifest.embedder.stride;
     Grid { height: map.height, width: map.width, dim: map.dim, stride }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use conceptseg_tensorrt::cuda::{Context, Driver, Stream};
 
-use super::{KernelSource, Kernels, SOURCE};
+use super::kernels::SOURCE;
+use super::{KernelSource, Kernels};
 
 /// Something that runs kernels.
 pub(crate) struct TestGpu {

@@ -30,6 +30,7 @@
 
 mod compile;
 mod host;
+mod nvrtc;
 
 use std::ffi::{CStr, CString, c_char};
 use std::fs;
@@ -40,6 +41,7 @@ use conceptseg_tensorrt::cuda::{Context, Driver, Stream};
 use conceptseg_tensorrt::{Library, Search};
 
 pub use host::host_kernels;
+pub use nvrtc::nvrtc;
 
 /// Interfaces of TensorRT that fakes are built for.
 pub const VERSIONS: [&str; 5] = ["8.6", "10.3", "10.15", "11.1", "11.4"];
