@@ -25,8 +25,7 @@ pub fn nvrtc(version: &str) -> Option<PathBuf> {
         return Some(library);
     }
     // CUDA 13 dropped the number from the package's name.
-    let package =
-        if major == "12" { "nvidia-cuda-nvrtc-cu12" } else { "nvidia-cuda-nvrtc" };
+    let package = if major == "12" { "nvidia-cuda-nvrtc-cu12" } else { "nvidia-cuda-nvrtc" };
     match load(&format!("{package}=={version}"), &folder) {
         Ok(()) if library.exists() => Some(library),
         Ok(()) => panic!("{package} {version} has no libnvrtc.so.{major}"),
@@ -56,7 +55,6 @@ fn load(requirement: &str, folder: &Path) -> Result<(), String> {
         }
     }
     // Another process may have been faster: what it has put there is the same.
-    std::fs::rename(&libraries, folder).or_else(|error| {
-        if folder.exists() { Ok(()) } else { Err(error.to_string()) }
-    })
+    std::fs::rename(&libraries, folder)
+        .or_else(|error| if folder.exists() { Ok(()) } else { Err(error.to_string()) })
 }
