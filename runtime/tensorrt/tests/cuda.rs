@@ -212,7 +212,8 @@ fn a_failed_capture_leaves_the_stream_usable() {
     // SAFETY: the buffer outlives the stream's work.
     let zero = || unsafe { device.zero_async(&gpu.stream) };
     // The work's own error.
-    let result = Graph::capture(&gpu.stream, || zero().map_err(Failure::from).and(Err(Failure::Own)));
+    let result =
+        Graph::capture(&gpu.stream, || zero().map_err(Failure::from).and(Err(Failure::Own)));
     assert!(matches!(result, Err(Failure::Own)));
     // Waiting for, and allocating, what a graph could not repeat.
     let result = Graph::capture(&gpu.stream, || zero().and(gpu.stream.synchronize()));

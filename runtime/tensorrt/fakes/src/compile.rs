@@ -21,7 +21,8 @@ pub(crate) fn once(
         hasher.update((input.len() as u64).to_le_bytes());
         hasher.update(input);
     }
-    let digits: String = hasher.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect();
+    let digits: String =
+        hasher.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect();
     let folder = Path::new(env!("OUT_DIR"));
     let finished = folder.join(format!("{name}-{digits}.so"));
     if finished.exists() {

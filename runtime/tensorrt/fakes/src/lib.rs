@@ -3,6 +3,7 @@
 //! [`Fakes`] is a folder with a fake `libcuda`, `libnvinfer` and `libnvonnxparser`, built by plain `rustc` from the
 //! sources in `libraries/`, which share no code with the binding. Each test has copies of its own, so that tests do not
 //! see each other's settings and calls. [`gpu`] is a fake GPU alone, whose kernels run on the CPU, see [`host_kernels`].
+//! [`nvrtc()`] is no fake: the compiler of kernels works without a GPU.
 //!
 //! ```
 //! use conceptseg_tensorrt::cuda::DeviceBuffer;
@@ -30,6 +31,7 @@
 
 mod compile;
 mod host;
+mod nvrtc;
 
 use std::ffi::{CStr, CString, c_char};
 use std::fs;
@@ -40,6 +42,7 @@ use conceptseg_tensorrt::cuda::{Context, Driver, Stream};
 use conceptseg_tensorrt::{Library, Search};
 
 pub use host::host_kernels;
+pub use nvrtc::nvrtc;
 
 /// Interfaces of TensorRT that fakes are built for.
 pub const VERSIONS: [&str; 5] = ["8.6", "10.3", "10.15", "11.1", "11.4"];

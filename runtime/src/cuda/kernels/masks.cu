@@ -1,0 +1,1 @@
+// Masks at frame size.
