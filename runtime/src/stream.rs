@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::TensorRtError;
 use crate::concepts::{ConceptError, ConceptLabeler, ConceptMap, SegmentationConfig};
-use crate::cuda::{GpuError, GpuStream};
+use crate::cuda::propagate::CudaPropagateError;
+use crate::cuda::{CudaPathError, GpuStream};
 use crate::embed::{EmbedError, FrameEmbedder, InputSize, Model};
 use crate::frame::{FrameError, FrameView};
 use crate::labels::LabelMap;
@@ -34,7 +35,7 @@ pub enum StreamError {
     Propagate(#[from] PropagateError),
     /// Something but the network failed on the GPU.
     #[error("the frame could not be processed on the GPU: {0}")]
-    Gpu(GpuError),
+    Gpu(CudaPathError),
     /// The given mask is not of the frame's size.
     #[error(
         "the mask has {mask:?} pixels, but the frame {frame:?} (width, height); give one of the frame's size"
@@ -58,11 +59,12 @@ impl StreamError {
     }
 }
 
-impl From<GpuError> for StreamError {
-    fn from(error: GpuError) -> Self {
+impl From<CudaPathError> for StreamError {
+    fn from(error: CudaPathError) -> Self {
         match error {
-            GpuError::Propagate(error) => error.into(),
-            GpuError::TensorRt(error) => error.into(),
+            CudaPathError::Propagate(CudaPropagateError::Propagate(error)) => error.into(),
+            CudaPathError::Concepts(error) => error.into(),
+            CudaPathError::TensorRt(error) => error.into(),
             other => Self::Gpu(other),
         }
     }

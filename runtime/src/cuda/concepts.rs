@@ -12,13 +12,14 @@ use conceptseg_tensorrt::cuda::{Arg, DeviceBuffer, Function, Stream};
 
 use super::embed::MapSize;
 use super::merge::{MergeStage, TABLE_COLUMN};
-use super::{GpuError, Kernels};
+use super::{CudaPathError, Kernels, MAX_CONCEPTS};
 use crate::bundle::Codebook;
 use crate::concepts::kmeans::start_clusters;
 use crate::concepts::merge::MAX_SEGMENTS;
-use crate::concepts::{ConceptMap, SegmentationConfig};
+use crate::concepts::{ConceptError, ConceptMap, SegmentationConfig, check_config};
 use crate::upsample;
 
+const NOT_PREPARED: CudaPathError = CudaPathError::NotPrepared { stage: "concepts" };
 /// Threads of a block.
 const BLOCK: usize = 256;
 /// Cells or clusters of a block, `KMEANS_ROWS` of the kernels.
@@ -27,8 +28,6 @@ const ROWS: usize = 32;
 const PLACE: usize = 2;
 /// Concepts of a block, `KMEANS_CONCEPTS` of the kernels.
 const CONCEPTS: usize = 64;
-/// Most concepts of a codebook.
-const MAX_CONCEPTS: usize = 4096;
 /// Most slices whose sums are added up, and fewest cells of one.
 const SLICES: (usize, usize) = (64, 512);
 /// Bytes of the list of a quad, `LABEL_LISTED` of the kernels and 1.
@@ -49,6 +48,8 @@ struct Prepared {
     changed: DeviceBuffer<u32>,
     partial: DeviceBuffer<f32>,
     counts: DeviceBuffer<u32>,
+    /// Slices that are done of each cluster.
+    done: DeviceBuffer<u32>,
     centroids: DeviceBuffer<f32>,
     /// Cells of each cluster when its centroid was computed.
     members: DeviceBuffer<u32>,
@@ -71,7 +72,6 @@ struct Prepared {
 #[derive(Debug)]
 struct Functions {
     start: Function,
-    sums: Function,
     centroids: Function,
     assign: Function,
     nearest: Function,
@@ -83,7 +83,7 @@ struct Functions {
 
 /// Labels frames with concepts.
 #[derive(Debug)]
-pub(crate) struct ConceptStage {
+pub struct ConceptStage {
     functions: Functions,
     config: SegmentationConfig,
     codebook: DeviceBuffer<f32>,
@@ -97,22 +97,20 @@ impl ConceptStage {
     /// A stage with this codebook, which it uploads.
     ///
     /// # Errors
-    /// [`GpuError`] when a setting or the codebook is beyond the limits, or memory is short.
-    pub(crate) fn new(
+    /// [`CudaPathError`] when a setting or the codebook is beyond the limits, or memory is short.
+    pub fn new(
         kernels: &Kernels,
         stream: &Arc<Stream>,
         codebook: &Codebook,
         config: &SegmentationConfig,
-    ) -> Result<Self, GpuError> {
-        GpuError::check("segmentation setting grid", config.grid, 15)?;
-        GpuError::check("segmentation setting iterations", config.iterations, 1000)?;
-        GpuError::check("concepts of the codebook", codebook.count, MAX_CONCEPTS)?;
+    ) -> Result<Self, CudaPathError> {
+        check_config(config)?;
+        CudaPathError::check_size("concepts of the codebook", codebook.count, MAX_CONCEPTS)?;
         let vectors = DeviceBuffer::new(stream.context(), codebook.count * codebook.dim)?;
         vectors.write(stream, &codebook.vectors)?;
         Ok(Self {
             functions: Functions {
                 start: kernels.function("kmeans_start")?,
-                sums: kernels.function("kmeans_sums")?,
                 centroids: kernels.function("kmeans_centroids")?,
                 assign: kernels.function("kmeans_assign")?,
                 nearest: kernels.function("concept_nearest")?,
@@ -135,21 +133,25 @@ impl ConceptStage {
     /// then. The stream must be idle.
     ///
     /// # Errors
-    /// [`GpuError`] when a size is 0 or above the limits, embeddings and codebook do not fit
+    /// [`CudaPathError`] when a size is 0 or above the limits, embeddings and codebook do not fit
     /// together, or memory is short.
-    pub(crate) fn prepare(
+    pub fn prepare(
         &mut self,
         stream: &Arc<Stream>,
         map: MapSize,
         frame: (usize, usize),
-    ) -> Result<bool, GpuError> {
+    ) -> Result<bool, CudaPathError> {
         if self.prepared.as_ref().is_some_and(|p| (p.map, p.frame) == (map, frame)) {
             return Ok(false);
         }
         map.check()?;
         if map.dim != self.dim {
-            let (embedding, codebook) = (map.dim, self.dim);
-            return Err(GpuError::Codebook { embedding, codebook });
+            return Err(CudaPathError::Concepts(ConceptError::Codebook {
+                embedding: map.dim,
+                count: self.concepts,
+                codebook: self.dim,
+                len: self.codebook.len(),
+            }));
         }
         self.prepared = None;
         self.merge.prepare(stream, frame)?;
@@ -158,12 +160,18 @@ impl ConceptStage {
     }
 
     /// Concept of each pixel of the frame, `[height, width]`.
-    pub(crate) fn concept_map(&self) -> Result<&Arc<DeviceBuffer<u16>>, GpuError> {
+    ///
+    /// # Errors
+    /// [`CudaPathError::NotPrepared`].
+    pub fn concept_map(&self) -> Result<&Arc<DeviceBuffer<u16>>, CudaPathError> {
         self.merge.concepts()
     }
 
     /// Segment of each pixel of the frame, `[height, width]`.
-    pub(crate) fn segment_map(&self) -> Result<&Arc<DeviceBuffer<u16>>, GpuError> {
+    ///
+    /// # Errors
+    /// [`CudaPathError::NotPrepared`].
+    pub fn segment_map(&self) -> Result<&Arc<DeviceBuffer<u16>>, CudaPathError> {
         self.merge.segments()
     }
 
@@ -171,19 +179,19 @@ impl ConceptStage {
     /// download of the result into the stream.
     ///
     /// # Errors
-    /// [`GpuError`], also when `embeddings` is smaller than was prepared for.
+    /// [`CudaPathError`], also when `embeddings` is smaller than was prepared for.
     ///
     /// # Safety
     /// Neither the stage nor `embeddings` may be dropped, nor the stage prepared for another size,
     /// before the stream is done, nor before the last launch of a graph captured from this.
-    pub(crate) unsafe fn enqueue(
+    pub unsafe fn enqueue(
         &self,
         stream: &Arc<Stream>,
         embeddings: &DeviceBuffer<f32>,
-    ) -> Result<(), GpuError> {
-        let prepared = self.prepared.as_ref().ok_or(GpuError::NotPrepared)?;
+    ) -> Result<(), CudaPathError> {
+        let prepared = self.prepared.as_ref().ok_or(NOT_PREPARED)?;
         if embeddings.len() != prepared.map.cells() * prepared.map.dim {
-            return Err(GpuError::NotPrepared);
+            return Err(NOT_PREPARED);
         }
         // SAFETY: the buffers were made for each other, and the caller keeps them.
         unsafe {
@@ -197,12 +205,8 @@ impl ConceptStage {
     /// Takes what was downloaded, after the stream is done.
     ///
     /// # Errors
-    /// [`GpuError`] when the records of a frame with very many segments cannot be read.
-    pub(crate) fn finish(
-        &self,
-        stream: &Arc<Stream>,
-        out: &mut ConceptMap,
-    ) -> Result<(), GpuError> {
+    /// [`CudaPathError`] when the records of a frame with very many segments cannot be read.
+    pub fn finish(&self, stream: &Arc<Stream>, out: &mut ConceptMap) -> Result<(), CudaPathError> {
         self.merge.finish(stream, out)
     }
 
@@ -212,7 +216,7 @@ impl ConceptStage {
         stream: &Arc<Stream>,
         prepared: &Prepared,
         embeddings: &DeviceBuffer<f32>,
-    ) -> Result<(), GpuError> {
+    ) -> Result<(), CudaPathError> {
         let Prepared { map: MapSize { height, width, dim }, clusters, slice, .. } = *prepared;
         let cells = height * width;
         let slices = cells.div_ceil(slice);
@@ -235,7 +239,10 @@ impl ConceptStage {
             p.changed.zero_async(stream)?;
             launch(&self.functions.start, stream, [cells.div_ceil(BLOCK / 32), 1], &start)?;
         }
-        let sums = |round: usize, features: usize| {
+        let centroids = |round: usize, channels: usize, features: usize| {
+            // Prototypes are the means of embeddings, in the end.
+            let (out, members) =
+                if features == 1 { (&p.centroids, &p.members) } else { (&p.prototypes, &p.present) };
             let arguments = [
                 of(embeddings),
                 of(&p.scales),
@@ -243,34 +250,22 @@ impl ConceptStage {
                 of(&p.changed),
                 of(&p.partial),
                 of(&p.counts),
+                of(&p.done),
+                of(out),
+                of(members),
                 int(height),
                 int(width),
                 int(dim),
                 int(slice),
+                int(channels),
                 int(round),
                 int(features),
             ];
             // SAFETY: see above.
-            unsafe { launch(&self.functions.sums, stream, [slices, clusters], &arguments) }
-        };
-        let normalise = |round: usize, channels: usize, out: &DeviceBuffer<f32>, members| {
-            let arguments = [
-                of(&p.partial),
-                of(&p.counts),
-                of(&p.changed),
-                of(out),
-                members,
-                int(slices),
-                int(dim),
-                int(channels),
-                int(round),
-            ];
-            // SAFETY: see above.
-            unsafe { launch(&self.functions.centroids, stream, [clusters, 1], &arguments) }
+            unsafe { launch(&self.functions.centroids, stream, [slices, clusters], &arguments) }
         };
         for round in 0..self.config.iterations {
-            sums(round, 1)?;
-            normalise(round, dim + PLACE, &p.centroids, of(&p.members))?;
+            centroids(round, dim + PLACE, 1)?;
             let assign = [
                 of(embeddings),
                 of(&p.centroids),
@@ -287,8 +282,7 @@ impl ConceptStage {
             unsafe { launch(&self.functions.assign, stream, [cells.div_ceil(ROWS), 1], &assign)? };
         }
         // Round 0 always runs.
-        sums(0, 0)?;
-        normalise(0, dim, &p.prototypes, of(&p.present))
+        centroids(0, dim, 0)
     }
 
     /// Concepts of the clusters.
@@ -296,7 +290,7 @@ impl ConceptStage {
         &self,
         stream: &Arc<Stream>,
         prepared: &Prepared,
-    ) -> Result<(), GpuError> {
+    ) -> Result<(), CudaPathError> {
         let chunks = self.concepts.div_ceil(CONCEPTS);
         let clusters = prepared.clusters;
         let nearest = [
@@ -330,7 +324,7 @@ impl ConceptStage {
         stream: &Arc<Stream>,
         prepared: &Prepared,
         embeddings: &DeviceBuffer<f32>,
-    ) -> Result<(), GpuError> {
+    ) -> Result<(), CudaPathError> {
         let Prepared { map: MapSize { height, width, dim }, frame, .. } = *prepared;
         let p = prepared;
         let cells = height * width;
@@ -368,7 +362,7 @@ impl Prepared {
         frame: (usize, usize),
         config: &SegmentationConfig,
         concepts: usize,
-    ) -> Result<Self, GpuError> {
+    ) -> Result<Self, CudaPathError> {
         let context = stream.context();
         let (cells, channels) = (map.cells(), map.dim + PLACE);
         let clusters = start_clusters(map.height, map.width, config.grid);
@@ -387,6 +381,7 @@ impl Prepared {
             changed: DeviceBuffer::new(context, config.iterations + 1)?,
             partial: DeviceBuffer::new(context, parts * channels)?,
             counts: DeviceBuffer::new(context, parts)?,
+            done: DeviceBuffer::new(context, clusters)?,
             centroids: DeviceBuffer::new(context, clusters * channels)?,
             members: DeviceBuffer::new(context, clusters)?,
             prototypes: DeviceBuffer::new(context, clusters * map.dim)?,
@@ -410,7 +405,7 @@ fn positions(
     stream: &Arc<Stream>,
     source: usize,
     target: usize,
-) -> Result<(DeviceBuffer<i32>, DeviceBuffer<f32>), GpuError> {
+) -> Result<(DeviceBuffer<i32>, DeviceBuffer<f32>), CudaPathError> {
     let (cells, weights): (Vec<i32>, Vec<f32>) =
         upsample::positions(source, target).map(|(cell, weight)| (cell as i32, weight)).unzip();
     let device_cells = DeviceBuffer::new(stream.context(), target)?;
@@ -436,308 +431,11 @@ unsafe fn launch(
     stream: &Arc<Stream>,
     [x, y]: [usize; 2],
     arguments: &[Arg],
-) -> Result<(), GpuError> {
+) -> Result<(), CudaPathError> {
     // SAFETY: the caller's promise.
     unsafe { function.launch(stream, [x as u32, y as u32, 1], [BLOCK as u32, 1, 1], arguments)? };
     Ok(())
 }
 
 #[cfg(test)]
-mod tests {
-    use conceptseg_tensorrt::cuda::Graph;
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::concepts::ConceptLabeler;
-    use crate::concepts::kmeans::{Clusters, dot};
-    use crate::cuda::testing::{TestGpu, gpus};
-    use crate::embed::EmbeddingMap;
-    use crate::upsample::Upsampler;
-
-    /// Numbers in -0.5..0.5.
-    fn noise(len: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed;
-        let step = |_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-        };
-        (0..len).map(step).collect()
-    }
-
-    fn unit_rows(mut rows: Vec<f32>, dim: usize) -> Vec<f32> {
-        for row in rows.chunks_exact_mut(dim) {
-            let length = dot(row, row).sqrt().max(1e-12);
-            row.iter_mut().for_each(|v| *v /= length);
-        }
-        rows
-    }
-
-    /// Areas of a few directions with soft borders, and a little noise, as a network gives them.
-    fn picture(size: MapSize, seed: u64) -> Vec<f32> {
-        let MapSize { height, width, dim } = size;
-        let directions = unit_rows(noise(6 * dim, seed), dim);
-        let mut data = noise(size.cells() * dim, seed ^ 0x55);
-        for (cell, values) in data.chunks_exact_mut(dim).enumerate() {
-            let (y, x) =
-                ((cell / width) as f32 / height as f32, (cell % width) as f32 / width as f32);
-            values.iter_mut().for_each(|v| *v *= 0.1);
-            for (i, direction) in directions.chunks_exact(dim).enumerate() {
-                let phase = i as f32 * 1.7 + (seed % 97) as f32;
-                let weight = ((x * 5.0 + phase).sin() + (y * 4.0 - phase).cos()).max(0.0).powi(3);
-                values.iter_mut().zip(direction).for_each(|(v, d)| *v += weight * d);
-            }
-        }
-        unit_rows(data, dim)
-    }
-
-    fn stage(
-        gpu: &TestGpu,
-        codebook: &Codebook,
-        config: &SegmentationConfig,
-        map: MapSize,
-        frame: (usize, usize),
-    ) -> ConceptStage {
-        let mut stage = ConceptStage::new(&gpu.kernels, &gpu.stream, codebook, config).unwrap();
-        assert!(stage.prepare(&gpu.stream, map, frame).unwrap());
-        assert!(!stage.prepare(&gpu.stream, map, frame).unwrap());
-        stage
-    }
-
-    fn upload(gpu: &TestGpu, values: &[f32]) -> DeviceBuffer<f32> {
-        let buffer = DeviceBuffer::new(gpu.stream.context(), values.len()).unwrap();
-        buffer.write(&gpu.stream, values).unwrap();
-        buffer
-    }
-
-    fn download<T: Pod>(gpu: &TestGpu, buffer: &DeviceBuffer<T>) -> Vec<T> {
-        let mut values = vec![T::zeroed(); buffer.len()];
-        buffer.read(&gpu.stream, &mut values).unwrap();
-        values
-    }
-
-    fn random_codebook(count: usize, dim: usize) -> Codebook {
-        Codebook::new(count, dim, unit_rows(noise(count * dim, 99), dim)).unwrap()
-    }
-
-    #[test]
-    fn clusters_are_those_of_the_cpu() {
-        for gpu in gpus() {
-            proptest!(ProptestConfig::with_cases(24), |(
-                (height, width) in (1_usize..16, 1_usize..30),
-                dim in prop_oneof![1_usize..12, Just(64), Just(256)],
-                grid in 1_usize..16,
-                seed: u64,
-            )| {
-                let map = MapSize { height, width, dim };
-                let data = picture(map, seed);
-                // One round: further ones would carry a label that rounding changed to others.
-                let config = SegmentationConfig { grid, iterations: 1 };
-                let stage = stage(&gpu, &random_codebook(3, dim), &config, map, (8, 8));
-                let p = stage.prepared.as_ref().unwrap();
-                let input = upload(&gpu, &data);
-                // SAFETY: stage and input live until the stream is done.
-                unsafe { stage.cluster(&gpu.stream, p, &input).unwrap() };
-                let labels = download(&gpu, &p.labels);
-                let mut clusters = Clusters::default();
-                clusters.run(&data, (height, width, dim), grid, 1);
-                prop_assert_eq!(p.clusters, clusters.count());
-                let all: Vec<u8> = (0..clusters.count() as u8).collect();
-                let mut scores = Vec::new();
-                clusters.scores(&all, &mut scores);
-                let cells = map.cells();
-                for (cell, (got, want)) in labels.iter().zip(clusters.labels()).enumerate() {
-                    let score = |k: u8| scores[usize::from(k) * cells + cell];
-                    prop_assert!((score(*got) - score(*want)).abs() < 1e-5, "cell {cell}: {got} {want}");
-                }
-                if labels == clusters.labels() {
-                    for (got, want) in download(&gpu, &p.prototypes).iter().zip(&clusters.prototypes) {
-                        prop_assert!((got - want).abs() < 1e-5, "{got} {want}");
-                    }
-                    let present = download(&gpu, &p.present);
-                    for (k, present) in present.iter().enumerate() {
-                        let cells = labels.iter().filter(|label| usize::from(**label) == k).count();
-                        prop_assert_eq!(*present as usize, cells);
-                    }
-                }
-            });
-        }
-    }
-
-    #[test]
-    fn rounds_end_as_on_the_cpu() {
-        let map = MapSize { height: 17, width: 33, dim: 16 };
-        for (gpu, seed) in gpus().iter().flat_map(|gpu| (0..4).map(move |seed| (gpu, seed))) {
-            let data = picture(map, seed);
-            let config = SegmentationConfig { grid: 3, iterations: 60 };
-            let stage = stage(gpu, &random_codebook(3, 16), &config, map, (8, 8));
-            let p = stage.prepared.as_ref().unwrap();
-            let input = upload(gpu, &data);
-            let mut clusters = Clusters::default();
-            clusters.run(&data, (17, 33, 16), 3, 60);
-            // A second frame begins anew.
-            for _ in 0..2 {
-                // SAFETY: stage and input live until the stream is done.
-                unsafe { stage.cluster(&gpu.stream, p, &input).unwrap() };
-                assert_eq!(download(gpu, &p.labels), clusters.labels());
-                assert_eq!(download(gpu, &p.changed).last(), Some(&0), "60 rounds are enough");
-            }
-        }
-    }
-
-    #[test]
-    fn nearest_concepts_and_ties_are_those_of_the_cpu() {
-        let map = MapSize { height: 9, width: 12, dim: 24 };
-        for (gpu, count) in
-            gpus().iter().flat_map(|gpu| [1, 65, 512, 1000].map(|count| (gpu, count)))
-        {
-            // The second half of the concepts repeats the first.
-            let mut vectors = unit_rows(noise(count * 24, 5), 24);
-            vectors.copy_within(..count / 2 * 24, count / 2 * 24);
-            let codebook = Codebook::new(count, 24, vectors).unwrap();
-            let config = SegmentationConfig { grid: 6, iterations: 2 };
-            let stage = stage(gpu, &codebook, &config, map, (8, 8));
-            let p = stage.prepared.as_ref().unwrap();
-            let input = upload(gpu, &picture(map, 11));
-            // SAFETY: stage and input live until the stream is done.
-            unsafe {
-                stage.cluster(&gpu.stream, p, &input).unwrap();
-                stage.find_concepts(&gpu.stream, p).unwrap();
-            }
-            let table = download(gpu, &p.table);
-            let prototypes = download(gpu, &p.prototypes);
-            let present: Vec<usize> = download(gpu, &p.present)
-                .iter()
-                .enumerate()
-                .filter_map(|(k, &members)| (members > 0).then_some(k))
-                .collect();
-            assert_eq!(table[0] as usize, present.len());
-            for (i, &k) in present.iter().enumerate() {
-                let prototype = &prototypes[k * 24..][..24];
-                let cosines = codebook.vectors.chunks_exact(24).map(|row| dot(prototype, row));
-                let best = cosines.clone().fold(f32::NEG_INFINITY, f32::max);
-                let concept = table[1 + TABLE_COLUMN + i] as usize;
-                assert_eq!(table[1 + i] as usize, k);
-                assert!(cosines.clone().nth(concept).unwrap() > best - 1e-6);
-                assert!(count < 2 || concept < count.div_ceil(2), "of equal ones the lowest");
-                let similarity = f64::from(table[1 + 2 * TABLE_COLUMN + i]) / 8_388_608.0 - 1.0;
-                assert!((similarity - f64::from(best)).abs() < 1e-6);
-            }
-        }
-    }
-
-    #[test]
-    fn pixels_are_those_of_the_upsampler() {
-        for gpu in gpus() {
-            proptest!(ProptestConfig::with_cases(24), |(
-                (height, width) in (1_usize..10, 1_usize..12),
-                frame in (1_usize..90, 1_usize..70),
-                // Without structure all of many clusters may win in a quad.
-                (structured, grid) in (any::<bool>(), prop_oneof![1_usize..6, Just(15)]),
-                seed: u64,
-            )| {
-                let map = MapSize { height, width, dim: 5 };
-                let data = if structured {
-                    picture(map, seed)
-                } else {
-                    unit_rows(noise(map.cells() * 5, seed), 5)
-                };
-                let config = SegmentationConfig { grid, iterations: 2 };
-                let stage = stage(&gpu, &random_codebook(7, 5), &config, map, frame);
-                let p = stage.prepared.as_ref().unwrap();
-                let input = upload(&gpu, &data);
-                // SAFETY: stage and input live until the stream is done.
-                unsafe { stage.enqueue(&gpu.stream, &input).unwrap() };
-                let listed = download(&gpu, &p.table)[0] as usize;
-                let scores = download(&gpu, &p.scores);
-                let mut want = Vec::new();
-                let scores = &scores[..listed * map.cells()];
-                let size = (frame.1, frame.0);
-                Upsampler::new().argmax(scores, (height, width), None, size, &mut want);
-                let got = download(&gpu, &p.pixels);
-                let equal = got.iter().zip(&want).filter(|(g, w)| g == w).count();
-                // A real GPU rounds products and sums at once.
-                prop_assert!(equal * 1000 >= want.len() * 999, "{equal} of {}", want.len());
-            });
-        }
-    }
-
-    /// Share of equal pixels, and whether the segments correspond.
-    fn compare(gpu: &TestGpu, map: MapSize, frame: (usize, usize), seed: u64) {
-        let data = picture(map, seed);
-        let codebook = random_codebook(128, map.dim);
-        let config = SegmentationConfig::default();
-        let stage = stage(gpu, &codebook, &config, map, frame);
-        let input = upload(gpu, &data);
-        // SAFETY: stage and input live until the stream is done.
-        unsafe { stage.enqueue(&gpu.stream, &input).unwrap() };
-        gpu.stream.synchronize().unwrap();
-        let mut got = ConceptMap::default();
-        stage.finish(&gpu.stream, &mut got).unwrap();
-
-        let MapSize { height, width, dim } = map;
-        let embedding = EmbeddingMap { height, width, dim, stride: 8, data };
-        let mut want = ConceptMap::default();
-        let (w, h) = (frame.0 as u32, frame.1 as u32);
-        ConceptLabeler::new().label(&embedding, &codebook, &config, w, h, &mut want).unwrap();
-        let equal = got.concepts.iter().zip(&want.concepts).filter(|(g, w)| g == w).count();
-        assert_eq!((got.width, got.height), (w, h));
-        assert!(equal * 1000 >= want.concepts.len() * 999, "{}: {equal} of {}", gpu.name, w * h);
-        if got.concepts == want.concepts {
-            assert_eq!(got.segments, want.segments);
-            assert_eq!(got.segment_list.len(), want.segment_list.len());
-            for (got, want) in got.segment_list.iter().zip(&want.segment_list) {
-                assert_eq!((got.concept, got.area, got.bbox), (want.concept, want.area, want.bbox));
-                assert!((got.similarity - want.similarity).abs() < 1e-5, "{got:?} {want:?}");
-            }
-        }
-        // The same again as a graph, which must begin anew each time.
-        // SAFETY: stage and input live until the stream is done.
-        let graph = Graph::capture(&gpu.stream, || unsafe { stage.enqueue(&gpu.stream, &input) });
-        let graph = graph.unwrap();
-        for _ in 0..2 {
-            // SAFETY: as above.
-            unsafe { graph.launch(&gpu.stream).unwrap() };
-            gpu.stream.synchronize().unwrap();
-            let mut again = ConceptMap::default();
-            stage.finish(&gpu.stream, &mut again).unwrap();
-            assert_eq!(again, got);
-        }
-    }
-
-    #[test]
-    fn maps_are_those_of_the_cpu() {
-        for gpu in gpus() {
-            for (map, frame) in [
-                (MapSize { height: 30, width: 52, dim: 32 }, (427, 240)),
-                (MapSize { height: 13, width: 8, dim: 64 }, (61, 105)),
-                (MapSize { height: 40, width: 61, dim: 7 }, (33, 20)),
-            ] {
-                compare(&gpu, map, frame, 3);
-            }
-        }
-    }
-
-    #[test]
-    fn what_does_not_fit_is_refused() {
-        for gpu in gpus() {
-            let new = |count, config: SegmentationConfig| {
-                ConceptStage::new(&gpu.kernels, &gpu.stream, &random_codebook(count, 4), &config)
-            };
-            let config = SegmentationConfig::default();
-            let grid = SegmentationConfig { grid: 16, ..config.clone() };
-            assert!(matches!(new(3, grid), Err(GpuError::Limit { value: 16, .. })));
-            assert!(matches!(new(4097, config.clone()), Err(GpuError::Limit { .. })));
-            let mut stage = new(3, config).unwrap();
-            let map = MapSize { height: 2, width: 2, dim: 5 };
-            let error = stage.prepare(&gpu.stream, map, (8, 8)).unwrap_err();
-            assert!(matches!(error, GpuError::Codebook { embedding: 5, codebook: 4 }));
-            let map = MapSize { dim: 4, ..map };
-            let error = stage.prepare(&gpu.stream, map, (16_385, 8)).unwrap_err();
-            assert!(matches!(error, GpuError::Limit { value: 16_385, .. }));
-            let input = upload(&gpu, &[0.0; 16]);
-            // SAFETY: nothing is put into the stream.
-            let refused = unsafe { stage.enqueue(&gpu.stream, &input) };
-            assert!(matches!(refused, Err(GpuError::NotPrepared)));
-        }
-    }
-}
+mod tests;

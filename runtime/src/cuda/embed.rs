@@ -10,47 +10,52 @@ use std::sync::Arc;
 
 use conceptseg_tensorrt::cuda::{Arg, DeviceBuffer, Function, PinnedBuffer, Stream};
 
-use super::{GpuError, Kernels};
+use super::{CudaPathError, Kernels, MAX_DIM};
 use crate::embed::UNIT_TOLERANCE;
 
+const NOT_PREPARED: CudaPathError = CudaPathError::NotPrepared { stage: "embeddings" };
 /// Cells of a block, `EMBED_CELLS` of the kernel.
 const CELLS: usize = 32;
-/// Largest number of dimensions, `EMBED_DIM` of the kernel.
-pub(super) const MAX_DIM: usize = 256;
 /// Most cells of a map: those of a frame of the largest side at a stride of 4.
 pub(super) const MAX_CELLS: usize = 1 << 24;
 
 /// Sizes of a network's output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct MapSize {
-    pub(crate) height: usize,
-    pub(crate) width: usize,
-    pub(crate) dim: usize,
+pub struct MapSize {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+    /// Channels of a cell.
+    pub dim: usize,
 }
 
 impl MapSize {
-    pub(crate) fn cells(&self) -> usize {
+    /// Cells of a map.
+    pub fn cells(&self) -> usize {
         self.height * self.width
     }
 
     /// # Errors
-    /// [`GpuError`] when the kernels do not take a map of this size.
-    pub(super) fn check(&self) -> Result<(), GpuError> {
-        GpuError::check("dimensions of an embedding", self.dim, MAX_DIM)?;
+    /// [`CudaPathError`] when the kernels do not take a map of this size.
+    pub(super) fn check(&self) -> Result<(), CudaPathError> {
+        CudaPathError::check_size("dimensions of an embedding", self.dim, MAX_DIM)?;
         let cells = self.height.saturating_mul(self.width);
-        GpuError::check("cells of the embedding map", cells, MAX_CELLS)
+        CudaPathError::check_size("cells of the embedding map", cells, MAX_CELLS)
     }
 }
 
 /// A cell whose embedding was neither of unit length nor zero.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct BadCell {
+pub struct BadCell {
     /// Frame of the batch.
-    pub(crate) index: usize,
-    pub(crate) row: usize,
-    pub(crate) column: usize,
+    pub index: usize,
+    /// Row in its map.
+    pub row: usize,
+    /// Column in its map.
+    pub column: usize,
     /// Length found; not a number where the network diverged.
-    pub(crate) length: f32,
+    pub length: f32,
 }
 
 /// Buffers for one size.
@@ -68,13 +73,17 @@ struct Prepared {
 
 /// Turns network output into embeddings.
 #[derive(Debug)]
-pub(crate) struct EmbedStage {
+pub struct EmbedStage {
     normalise: Function,
     prepared: Option<Prepared>,
 }
 
 impl EmbedStage {
-    pub(crate) fn new(kernels: &Kernels) -> Result<Self, GpuError> {
+    /// A stage without buffers.
+    ///
+    /// # Errors
+    /// [`CudaPathError`] when the kernel is missing.
+    pub fn new(kernels: &Kernels) -> Result<Self, CudaPathError> {
         Ok(Self { normalise: kernels.function("embed_normalise")?, prepared: None })
     }
 
@@ -82,18 +91,18 @@ impl EmbedStage {
     /// graphs that were captured before are void then. The stream must be idle.
     ///
     /// # Errors
-    /// [`GpuError`] when a size is 0 or above the limits, or memory is short.
-    pub(crate) fn prepare(
+    /// [`CudaPathError`] when a size is 0 or above the limits, or memory is short.
+    pub fn prepare(
         &mut self,
         stream: &Arc<Stream>,
         size: MapSize,
         batch: usize,
-    ) -> Result<bool, GpuError> {
+    ) -> Result<bool, CudaPathError> {
         if self.prepared.as_ref().is_some_and(|p| (p.size, p.batch) == (size, batch)) {
             return Ok(false);
         }
         size.check()?;
-        GpuError::check("frames of a batch", batch, 64)?;
+        CudaPathError::check_size("frames of a batch", batch, 64)?;
         self.prepared = None;
         let (context, cells) = (stream.context(), batch * size.cells());
         self.prepared = Some(Prepared {
@@ -108,28 +117,31 @@ impl EmbedStage {
     }
 
     /// The embeddings, `[batch, height, width, dim]`, which [`EmbedStage::enqueue`] fills.
-    pub(crate) fn embeddings(&self) -> Result<&Arc<DeviceBuffer<f32>>, GpuError> {
-        Ok(&self.prepared.as_ref().ok_or(GpuError::NotPrepared)?.embeddings)
+    ///
+    /// # Errors
+    /// [`CudaPathError::NotPrepared`].
+    pub fn embeddings(&self) -> Result<&Arc<DeviceBuffer<f32>>, CudaPathError> {
+        Ok(&self.prepared.as_ref().ok_or(NOT_PREPARED)?.embeddings)
     }
 
     /// Puts the kernel that turns `network`, `[batch, dim, height, width]`, into embeddings into the
     /// stream, and the download of its answer about lengths.
     ///
     /// # Errors
-    /// [`GpuError`], also when `network` has another size than was prepared for.
+    /// [`CudaPathError`], also when `network` has another size than was prepared for.
     ///
     /// # Safety
     /// Neither the stage nor `network` may be dropped, nor the stage prepared for another size, before
     /// the stream is done, nor before the last launch of a graph captured from this.
-    pub(crate) unsafe fn enqueue(
+    pub unsafe fn enqueue(
         &self,
         stream: &Arc<Stream>,
         network: &DeviceBuffer<f32>,
-    ) -> Result<(), GpuError> {
-        let prepared = self.prepared.as_ref().ok_or(GpuError::NotPrepared)?;
+    ) -> Result<(), CudaPathError> {
+        let prepared = self.prepared.as_ref().ok_or(NOT_PREPARED)?;
         let Prepared { size, batch, .. } = *prepared;
         if network.len() != prepared.embeddings.len() {
-            return Err(GpuError::NotPrepared);
+            return Err(NOT_PREPARED);
         }
         let cells = size.cells();
         let arguments = [
@@ -155,9 +167,9 @@ impl EmbedStage {
     /// The first cell that was not of unit length, after the stream is done.
     ///
     /// # Errors
-    /// [`GpuError`] when its length cannot be read.
-    pub(crate) fn finish(&self, stream: &Arc<Stream>) -> Result<Option<BadCell>, GpuError> {
-        let prepared = self.prepared.as_ref().ok_or(GpuError::NotPrepared)?;
+    /// [`CudaPathError`] when its length cannot be read.
+    pub fn finish(&self, stream: &Arc<Stream>) -> Result<Option<BadCell>, CudaPathError> {
+        let prepared = self.prepared.as_ref().ok_or(NOT_PREPARED)?;
         let cells = prepared.size.cells();
         let bad = prepared.found.as_slice().iter().enumerate().find(|(_, left)| **left > 0);
         let Some((index, &left)) = bad else { return Ok(None) };
@@ -215,7 +227,9 @@ mod tests {
                     .collect();
                 for cell in cells_first.chunks_exact_mut(dim) {
                     let length = cell.iter().map(|v| v * v).sum::<f32>().sqrt();
-                    cell.iter_mut().for_each(|v| *v /= length);
+                    for v in cell {
+                        *v /= length;
+                    }
                 }
                 let unit = cells_first.clone();
                 if let Some((cell, factor)) = broken {
@@ -262,9 +276,11 @@ mod tests {
                 MapSize { height: usize::MAX, width: 2, dim: 1 },
             ] {
                 let error = stage.prepare(&gpu.stream, size, 1).unwrap_err();
-                assert!(matches!(error, GpuError::Limit { .. }), "{error}");
+                let refused =
+                    matches!(error, CudaPathError::Limit { .. } | CudaPathError::Zero { .. });
+                assert!(refused, "{error}");
             }
-            assert!(matches!(stage.embeddings(), Err(GpuError::NotPrepared)));
+            assert!(matches!(stage.embeddings(), Err(CudaPathError::NotPrepared { .. })));
         }
     }
 }

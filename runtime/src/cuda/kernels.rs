@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use conceptseg_tensorrt::cuda::{Context, Function, Module, Nvrtc};
 
-use super::GpuError;
+use super::CudaPathError;
 
 /// Joins the files into one text, in which the compiler's messages name file and line.
 macro_rules! joined {
@@ -61,7 +61,7 @@ impl Kernels {
     ///
     /// # Errors
     /// Where the driver does not take them; with [`KernelSource::Nvrtc`] also where NVRTC is missing or fails.
-    pub fn load(context: &Arc<Context>, source: KernelSource) -> Result<Arc<Self>, GpuError> {
+    pub fn load(context: &Arc<Context>, source: KernelSource) -> Result<Arc<Self>, CudaPathError> {
         match source {
             // A zero inside would cut the text off, which the driver then refuses.
             KernelSource::Ptx => Self::from_ptx(context, &CString::new(PTX).unwrap_or_default()),
@@ -73,7 +73,7 @@ impl Kernels {
     ///
     /// # Errors
     /// Where NVRTC does not know the GPU, or the driver does not take what a newer NVRTC makes.
-    pub fn compile(context: &Arc<Context>, nvrtc: &Nvrtc) -> Result<Arc<Self>, GpuError> {
+    pub fn compile(context: &Arc<Context>, nvrtc: &Nvrtc) -> Result<Arc<Self>, CudaPathError> {
         let (major, minor) = context.compute_capability()?;
         let gpu = format!("--gpu-architecture=compute_{major}{minor}");
         let [standard, contraction] = OPTIONS;
@@ -85,7 +85,7 @@ impl Kernels {
     ///
     /// # Errors
     /// Where the driver does not take them.
-    pub fn from_ptx(context: &Arc<Context>, ptx: &CStr) -> Result<Arc<Self>, GpuError> {
+    pub fn from_ptx(context: &Arc<Context>, ptx: &CStr) -> Result<Arc<Self>, CudaPathError> {
         let module = Module::load(context, ptx)?;
         Ok(Arc::new(Self { module, context: Arc::clone(context) }))
     }
@@ -94,7 +94,7 @@ impl Kernels {
     ///
     /// # Errors
     /// Where there is none.
-    pub fn function(&self, name: &'static str) -> Result<Function, GpuError> {
+    pub fn function(&self, name: &'static str) -> Result<Function, CudaPathError> {
         Ok(self.module.function(name)?)
     }
 
@@ -128,8 +128,9 @@ mod tests {
         kernels.function("copy_floats").unwrap();
         let error = kernels.function("move_floats").unwrap_err();
         assert_eq!(error.to_string(), "there is no kernel `move_floats` in the module");
+        assert!(!error.is_sticky() && !error.is_out_of_memory());
         gpu.cuda.fail_once("cuModuleLoadDataEx", 700);
         let error = Kernels::load(&gpu.context, KernelSource::Ptx).unwrap_err();
-        assert!(matches!(&error, GpuError::Cuda(error) if error.is_sticky()), "{error}");
+        assert!(error.is_sticky(), "{error}");
     }
 }

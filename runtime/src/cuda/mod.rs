@@ -1,85 +1,120 @@
 //! Everything of a frame but the network, on an NVIDIA GPU.
 //!
-//! Each stage is the twin of a part that runs on the CPU, which stays the reference. Stages prepare
-//! their memory when the size of the frames changes, and otherwise only put work into a stream, so that
-//! a whole frame can be recorded as a [`Graph`](conceptseg_tensorrt::cuda::Graph); `stream` does
-//! that. `docs/cuda.md` says how all this is tested without a GPU.
+//! Each stage is the twin of a part that runs on the CPU, which stays the reference. Stages prepare their memory when the
+//! size of the frames changes, and otherwise only put work into a stream, so that a whole frame can be captured into a
+//! [`Graph`](conceptseg_tensorrt::cuda::Graph), as `stream` does. `docs/cuda.md` says how all this is tested without a GPU.
 
-mod concepts;
-mod embed;
+pub mod concepts;
+pub mod embed;
 pub mod kernels;
 mod merge;
-mod overlay;
-mod preprocess;
-mod propagate;
+pub mod overlay;
+pub mod preprocess;
+pub mod propagate;
 mod resize;
 mod stream;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use conceptseg_tensorrt::cuda::{CudaError, NvrtcError};
+use thiserror::Error;
+
+use crate::backend::tensorrt::TensorRtError;
+use crate::concepts::ConceptError;
+use propagate::CudaPropagateError;
 
 pub use kernels::{KernelSource, Kernels};
 pub(crate) use stream::GpuStream;
 
-use crate::backend::tensorrt::TensorRtError;
-use crate::propagate::{PropagateError, Protocol};
+/// Largest side of a frame in pixels.
+pub const MAX_SIDE: usize = 16_384;
+/// Most channels of an embedding.
+pub const MAX_DIM: usize = 256;
+/// Most clusters of a frame.
+pub const MAX_CLUSTERS: usize = 225;
+/// Most concepts of a vocabulary.
+pub const MAX_CONCEPTS: usize = 4096;
+/// Most instances of a video.
+pub const MAX_INSTANCES: usize = 255;
+/// Most matches of a cell in the context frames.
+pub const MAX_TOPK: usize = 64;
+/// Most context frames.
+pub const MAX_CONTEXT: usize = 64;
 
-/// Why something could not be done on the GPU.
-#[derive(Debug, thiserror::Error)]
+/// Why something cannot be done on the GPU.
+#[derive(Debug, Error)]
 #[non_exhaustive]
-pub enum GpuError {
-    /// The GPU or its driver.
+pub enum CudaPathError {
+    /// The driver.
     #[error(transparent)]
     Cuda(#[from] CudaError),
     /// The compiler of the kernels, where it was asked for.
     #[error(transparent)]
     Nvrtc(#[from] NvrtcError),
-    /// A size is beyond what the kernels take.
-    #[error("the {what} is {value}, but the kernels take 1 to {max}; use the CPU for it")]
+    /// Something larger than the kernels are made for.
+    #[error("{what} is {value}, and the kernels serve at most {most}; run it on the CPU")]
     Limit {
-        /// What.
+        /// What is too large.
         what: &'static str,
-        /// Its value.
+        /// What it is.
         value: usize,
-        /// The largest value.
-        max: usize,
+        /// The limit.
+        most: usize,
     },
-    /// There are no kernels for this protocol of mask propagation.
-    #[error("masks are carried on the GPU with the protocol Dino only, not with {protocol:?}; use the CPU for it")]
-    Protocol {
-        /// The protocol asked for.
-        protocol: Protocol,
+    /// Something without extent.
+    #[error("{what} is 0; it must be at least 1")]
+    Zero {
+        /// What is 0.
+        what: &'static str,
     },
-    /// Embeddings and codebook have different numbers of dimensions.
-    #[error(
-        "the embeddings have {embedding} dimensions, the codebook {codebook}; export the bundle again"
-    )]
-    Codebook {
-        /// Dimensions of the embeddings.
-        embedding: usize,
-        /// Dimensions of the codebook.
-        codebook: usize,
-    },
-    /// TensorRT.
+    /// Settings, embeddings and codebook that cannot be used together.
+    #[error(transparent)]
+    Concepts(#[from] ConceptError),
+    /// TensorRT, in the midst of a frame.
     #[error(transparent)]
     TensorRt(#[from] TensorRtError),
-    /// The masks cannot be carried, as on the CPU.
+    /// The masks.
     #[error(transparent)]
-    Propagate(#[from] PropagateError),
-    /// A stage was used before its memory was made for that size, which is a mistake in this program.
-    #[error("a stage on the GPU was given a frame that it was not prepared for")]
-    NotPrepared,
+    Propagate(#[from] CudaPropagateError),
+    /// A stage was given something else than it was prepared for.
+    #[error(
+        "the stage for {stage} is not prepared for this; prepare it for the sizes at hand first"
+    )]
+    NotPrepared {
+        /// What the stage is for.
+        stage: &'static str,
+    },
 }
 
-impl GpuError {
-    /// Refuses 0 and what is beyond `max`.
-    fn check(what: &'static str, value: usize, max: usize) -> Result<(), Self> {
-        if (1..=max).contains(&value) { Ok(()) } else { Err(Self::Limit { what, value, max }) }
+impl CudaPathError {
+    /// Whether the GPU's context is broken for good, see [`CudaError::is_sticky`].
+    pub fn is_sticky(&self) -> bool {
+        matches!(self, Self::Cuda(error) if error.is_sticky())
+    }
+
+    /// Whether the GPU had no memory left.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Cuda(error) if error.is_out_of_memory())
     }
 
     /// Whether the kernels are not made for this, whatever the state of the GPU.
     pub(crate) fn is_unsuited(&self) -> bool {
-        matches!(self, Self::Limit { .. } | Self::Protocol { .. })
+        matches!(self, Self::Limit { .. } | Self::Propagate(CudaPropagateError::Protocol { .. } | CudaPropagateError::Limit { .. }))
+    }
+
+    /// Refuses what is 0 or larger than the kernels are made for.
+    ///
+    /// # Errors
+    /// [`CudaPathError::Zero`] and [`CudaPathError::Limit`].
+    pub fn check_size(what: &'static str, value: usize, most: usize) -> Result<(), Self> {
+        if value == 0 { Err(Self::Zero { what }) } else { Self::check_limit(what, value, most) }
+    }
+
+    /// Refuses what is larger than the kernels are made for.
+    ///
+    /// # Errors
+    /// [`CudaPathError::Limit`].
+    pub fn check_limit(what: &'static str, value: usize, most: usize) -> Result<(), Self> {
+        if value > most { Err(Self::Limit { what, value, most }) } else { Ok(()) }
     }
 }

@@ -13,10 +13,11 @@ use std::sync::Arc;
 
 use conceptseg_tensorrt::cuda::{Arg, CudaError, DeviceBuffer, Function, Stream};
 
-use super::{GpuError, Kernels};
+use super::Kernels;
 use crate::frame::{Colorimetry, MAX_SIDE, rgb_to_yuv};
-use crate::overlay::{Alpha, ConceptColors, OverlayError, OverlayStyle, PackedLayout};
-use crate::overlay::instance_color;
+use crate::overlay::{
+    Alpha, ConceptColors, OverlayError, OverlayStyle, PackedLayout, instance_color,
+};
 
 /// Concepts that have colours, `OVERLAY_CONCEPTS` of the kernels.
 const CONCEPTS: u16 = 4096;
@@ -37,9 +38,6 @@ pub enum CudaOverlayError {
     /// The GPU or its driver.
     #[error(transparent)]
     Cuda(#[from] CudaError),
-    /// The kernels.
-    #[error(transparent)]
-    Gpu(#[from] GpuError),
     /// The planes do not hold a frame of that size.
     #[error(
         "{planes:?} (bytes, bytes per row of each plane) in device memory do not hold a \
@@ -181,10 +179,8 @@ impl OverlayStage {
         }
         let concepts = concepts.filter(|_| style.concepts);
         let masks = masks.filter(|_| style.masks || style.outlines);
-        let lens = [
-            ("concept", concepts.map(DeviceBuffer::len)),
-            ("mask", masks.map(DeviceBuffer::len)),
-        ];
+        let lens =
+            [("concept", concepts.map(DeviceBuffer::len)), ("mask", masks.map(DeviceBuffer::len))];
         for (layer, found) in lens {
             if let Some(found) = found.filter(|&len| len < w * h) {
                 return Err(CudaOverlayError::Layer { layer, found, width, height });

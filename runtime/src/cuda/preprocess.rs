@@ -9,9 +9,10 @@ use std::sync::Arc;
 use conceptseg_tensorrt::cuda::{Arg, DeviceBuffer, Function, PinnedBuffer, Stream};
 
 use super::resize::Axis;
-use super::{GpuError, Kernels};
+use super::{CudaPathError, Kernels};
 use crate::frame::{Colorimetry, FrameView, MAX_SIDE, Normalization, PixelFormat, Plane, YuvToRgb};
 
+const NOT_PREPARED: CudaPathError = CudaPathError::NotPrepared { stage: "the network's input" };
 /// Threads of a block.
 const BLOCK: u32 = 256;
 /// Rows begin at multiples of this many bytes, so that warps read whole sectors.
@@ -74,7 +75,7 @@ struct Prepared {
 
 /// Uploads frames and turns them into network input.
 #[derive(Debug)]
-pub(crate) struct PreprocessStage {
+pub struct PreprocessStage {
     rows: Function,
     packed: Function,
     video: Function,
@@ -85,10 +86,10 @@ pub(crate) struct PreprocessStage {
 
 impl PreprocessStage {
     /// A stage for a network with these channel statistics.
-    pub(crate) fn new(
-        kernels: &Kernels,
-        normalization: Normalization,
-    ) -> Result<Self, GpuError> {
+    ///
+    /// # Errors
+    /// [`CudaPathError`] when a kernel is missing.
+    pub fn new(kernels: &Kernels, normalization: Normalization) -> Result<Self, CudaPathError> {
         let (scale, offset) = normalization.affine();
         Ok(Self {
             rows: kernels.function("preprocess_rows")?,
@@ -105,15 +106,15 @@ impl PreprocessStage {
     /// before are void then. The stream must be idle.
     ///
     /// # Errors
-    /// [`GpuError`] when the input has a side of 0 or above [`MAX_SIDE`], or a batch and height
+    /// [`CudaPathError`] when the input has a side of 0 or above [`MAX_SIDE`], or a batch and height
     /// beyond what a launch can take, or memory is short.
-    pub(crate) fn prepare(
+    pub fn prepare(
         &mut self,
         stream: &Arc<Stream>,
         frame: &FrameView<'_>,
         input: (u32, u32),
         batch: usize,
-    ) -> Result<bool, GpuError> {
+    ) -> Result<bool, CudaPathError> {
         let geometry = Geometry {
             format: frame.format(),
             colorimetry: frame.colorimetry(),
@@ -130,7 +131,7 @@ impl PreprocessStage {
             ("height of the network input", h as usize, MAX_SIDE as usize),
             ("rows of the network input in a batch", h as usize * batch, MAX_GRID_Y),
         ] {
-            GpuError::check(what, value, max)?;
+            CudaPathError::check_size(what, value, max)?;
         }
         // What is there is freed first: both may not fit.
         self.prepared = None;
@@ -142,17 +143,13 @@ impl PreprocessStage {
     /// of the batch. No upload may be under way.
     ///
     /// # Errors
-    /// [`GpuError`] when the frame is not what was prepared for.
-    pub(crate) fn stage(
-        &mut self,
-        index: usize,
-        frame: &FrameView<'_>,
-    ) -> Result<(), GpuError> {
-        let prepared = self.prepared.as_mut().ok_or(GpuError::NotPrepared)?;
+    /// [`CudaPathError`] when the frame is not what was prepared for.
+    pub fn stage(&mut self, index: usize, frame: &FrameView<'_>) -> Result<(), CudaPathError> {
+        let prepared = self.prepared.as_mut().ok_or(NOT_PREPARED)?;
         let Geometry { format, colorimetry, frame: size, batch, .. } = prepared.geometry;
         let same = (frame.format(), frame.colorimetry(), (frame.width(), frame.height()));
         if same != (format, colorimetry, size) || index >= batch {
-            return Err(GpuError::NotPrepared);
+            return Err(NOT_PREPARED);
         }
         let bytes = prepared.bytes.0;
         let staging = &mut prepared.staging.as_mut_slice()[index * bytes..][..bytes];
@@ -176,20 +173,23 @@ impl PreprocessStage {
     }
 
     /// The network's input, `[batch, 3, h, w]`, which [`PreprocessStage::enqueue`] fills.
-    pub(crate) fn input(&self) -> Result<&Arc<DeviceBuffer<f32>>, GpuError> {
-        Ok(&self.prepared.as_ref().ok_or(GpuError::NotPrepared)?.input)
+    ///
+    /// # Errors
+    /// [`CudaPathError::NotPrepared`].
+    pub fn input(&self) -> Result<&Arc<DeviceBuffer<f32>>, CudaPathError> {
+        Ok(&self.prepared.as_ref().ok_or(NOT_PREPARED)?.input)
     }
 
     /// Puts the upload of the staged frames and the kernels into the stream.
     ///
     /// # Errors
-    /// [`GpuError`].
+    /// [`CudaPathError`].
     ///
     /// # Safety
     /// The stage must neither be dropped, prepared for another geometry nor given frames before the
     /// stream is done, nor before the last launch of a graph captured from this.
-    pub(crate) unsafe fn enqueue(&self, stream: &Arc<Stream>) -> Result<(), GpuError> {
-        let prepared = self.prepared.as_ref().ok_or(GpuError::NotPrepared)?;
+    pub unsafe fn enqueue(&self, stream: &Arc<Stream>) -> Result<(), CudaPathError> {
+        let prepared = self.prepared.as_ref().ok_or(NOT_PREPARED)?;
         // SAFETY: the caller keeps both buffers and does not write to the pinned one meanwhile.
         unsafe {
             prepared.frame.upload_async(stream, &prepared.staging, prepared.staging.len())?;
@@ -209,7 +209,7 @@ impl PreprocessStage {
         prepared: &Prepared,
         plane: &Staged,
         axis: &Table,
-    ) -> Result<(), GpuError> {
+    ) -> Result<(), CudaPathError> {
         let words = (plane.pitch / 4) as u32;
         let (_, height) = prepared.geometry.input;
         let arguments = [
@@ -236,7 +236,7 @@ impl PreprocessStage {
         &self,
         stream: &Arc<Stream>,
         prepared: &Prepared,
-    ) -> Result<(), GpuError> {
+    ) -> Result<(), CudaPathError> {
         let Geometry { format, colorimetry, input: (width, height), batch, .. } = prepared.geometry;
         let convert = YuvToRgb::new(colorimetry);
         let source =
@@ -289,7 +289,7 @@ impl PreprocessStage {
                 arguments.extend(floats(&[gain, bias]));
                 &self.packed
             }
-            _ => return Err(GpuError::NotPrepared),
+            _ => return Err(NOT_PREPARED),
         };
         arguments.extend(floats(&self.scale));
         arguments.extend(floats(&self.offset));
@@ -303,7 +303,7 @@ impl PreprocessStage {
 }
 
 impl Prepared {
-    fn new(stream: &Arc<Stream>, geometry: Geometry) -> Result<Self, GpuError> {
+    fn new(stream: &Arc<Stream>, geometry: Geometry) -> Result<Self, CudaPathError> {
         let Geometry { format, frame: (width, height), input: (w, h), batch, .. } = geometry;
         let mut planes = Vec::new();
         let mut bytes = (0, 0);
@@ -318,7 +318,7 @@ impl Prepared {
             planes.push(Staged { planes: (first, count), rows, pitch, offset, resized });
             bytes = (offset + rows * pitch, resized + h as usize * pitch);
         }
-        GpuError::check("bytes of a frame", bytes.0.max(bytes.1), i32::MAX as usize)?;
+        CudaPathError::check_size("bytes of a frame", bytes.0.max(bytes.1), i32::MAX as usize)?;
 
         // Half of the last chroma sample of an odd side lies outside of the frame.
         let half = |side: u32| (side.div_ceil(2), f64::from(side) / 2.0);
@@ -453,7 +453,7 @@ mod tests {
 
     #[test]
     fn a_real_frame_gives_the_input_of_the_cpu() {
-        let Some(path) = testdata::shared("data/davis/JPEGImages/480p/bear/00000.jpg") else {
+        let Some(path) = testdata::shared("data/davis/JPEGImages/480p/blackswan/00000.jpg") else {
             println!("skipped: no real frame");
             return;
         };
@@ -472,13 +472,13 @@ mod tests {
             let data = [0; 12];
             let small = FrameView::rgb(2, 1, &data).unwrap();
             let large = FrameView::rgb(2, 2, &data).unwrap();
-            assert!(matches!(stage.stage(0, &small), Err(GpuError::NotPrepared)));
+            assert!(matches!(stage.stage(0, &small), Err(CudaPathError::NotPrepared { .. })));
             assert!(stage.prepare(&gpu.stream, &small, (8, 8), 1).unwrap());
             assert!(!stage.prepare(&gpu.stream, &small, (8, 8), 1).unwrap());
-            assert!(matches!(stage.stage(0, &large), Err(GpuError::NotPrepared)));
-            assert!(matches!(stage.stage(1, &small), Err(GpuError::NotPrepared)));
+            assert!(matches!(stage.stage(0, &large), Err(CudaPathError::NotPrepared { .. })));
+            assert!(matches!(stage.stage(1, &small), Err(CudaPathError::NotPrepared { .. })));
             let refused = stage.prepare(&gpu.stream, &small, (8, MAX_SIDE + 1), 1).unwrap_err();
-            assert!(matches!(refused, GpuError::Limit { value: 16_385, .. }), "{refused}");
+            assert!(matches!(refused, CudaPathError::Limit { value: 16_385, .. }), "{refused}");
         }
     }
 }

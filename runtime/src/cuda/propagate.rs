@@ -15,9 +15,9 @@ mod tests;
 use std::sync::Arc;
 
 use bytemuck::Pod;
-use conceptseg_tensorrt::cuda::{Arg, DeviceBuffer, Function, PinnedBuffer, Stream};
+use conceptseg_tensorrt::cuda::{Arg, CudaError, DeviceBuffer, Function, PinnedBuffer, Stream};
 
-use super::{GpuError, Kernels};
+use super::Kernels;
 use crate::frame::MAX_SIDE;
 use crate::labels::LabelMap;
 use crate::propagate::{
@@ -25,20 +25,56 @@ use crate::propagate::{
 };
 use masks::{MaskFunctions, MaskWriter};
 
-/// Columns and rows of cells that a block of the search looks for, `SEARCH_COLUMNS` and
-/// `SEARCH_ROWS` of the kernel, and its threads.
-const TILE: (usize, usize) = (32, 16);
+/// Columns and rows of cells that a block of the search looks for, its threads, and its warps, each
+/// of which makes lists of its own: `SEARCH_…` of the kernel.
+const TILE: (usize, usize) = (32, 4);
 const SEARCH_THREADS: u32 = 128;
-/// Blocks of the search that are enough for every GPU: two for each multiprocessor of the largest.
-const BLOCKS: usize = 256;
-/// Most blocks that share the window of a tile.
-const MAX_PARTS: usize = 4;
+const WARPS: usize = 4;
 /// Largest number of dimensions: one row of 32 cells must fit in shared memory.
 const MAX_DIM: usize = 256;
 /// Most cells of a map: those of a frame of the largest side at a stride of 4.
 const MAX_CELLS: usize = 1 << 24;
 /// Context table before the slots: frames in use, slot of the frame in work.
 const TABLE_HEAD: usize = 2;
+
+/// Why masks could not be carried on the GPU.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CudaPropagateError {
+    /// As on the CPU.
+    #[error(transparent)]
+    Propagate(#[from] PropagateError),
+    /// The GPU or its driver.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+    /// There are no kernels for the protocol.
+    #[error(
+        "masks are carried on the GPU with the protocol Dino only, not with {protocol:?}; carry them on the CPU"
+    )]
+    Protocol {
+        /// The protocol asked for.
+        protocol: Protocol,
+    },
+    /// A size is beyond what the kernels take.
+    #[error("the {what} is {value}; to carry masks on the GPU it must be 1 to {most}")]
+    Limit {
+        /// What.
+        what: &'static str,
+        /// Its value.
+        value: usize,
+        /// The largest value.
+        most: usize,
+    },
+    /// A frame was put into the stream before the stage was prepared for its size.
+    #[error("the mask propagation was not prepared for a frame size; prepare it after each start")]
+    NotPrepared,
+}
+
+impl CudaPropagateError {
+    fn limit(what: &'static str, value: usize, most: usize) -> Result<(), Self> {
+        if (1..=most).contains(&value) { Ok(()) } else { Err(Self::Limit { what, value, most }) }
+    }
+}
 
 /// Sizes of an embedding map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,15 +96,15 @@ impl Grid {
         self.width.next_multiple_of(4)
     }
 
-    fn check(&self, embeddings: &DeviceBuffer<f32>) -> Result<(), GpuError> {
+    fn check(&self, embeddings: &DeviceBuffer<f32>) -> Result<(), CudaPropagateError> {
         let Self { height, width, dim, stride } = *self;
         let len = height.checked_mul(width).and_then(|cells| cells.checked_mul(dim));
         if stride == 0 || embeddings.is_empty() || len != Some(embeddings.len()) {
             let len = embeddings.len();
             return Err(PropagateError::Embedding { len, height, width, dim, stride }.into());
         }
-        GpuError::check("number of dimensions of an embedding", dim, MAX_DIM)?;
-        GpuError::check("number of cells of the embedding map", height * width, MAX_CELLS)
+        CudaPropagateError::limit("number of dimensions of an embedding", dim, MAX_DIM)?;
+        CudaPropagateError::limit("number of cells of the embedding map", height * width, MAX_CELLS)
     }
 }
 
@@ -95,14 +131,12 @@ struct State {
     ids: Vec<u8>,
     /// Frames carried since the start.
     steps: u64,
-    /// Blocks that share the window of a tile.
-    parts: usize,
     /// Embeddings, `[slots, height, dim, pitch]`: the first frame, then a ring of the latest ones and
     /// the one in work.
     ring: DeviceBuffer<f32>,
     /// Soft labels, `[slots, channels, cells]`.
     soft: DeviceBuffer<f32>,
-    /// Lists of the search, `[frames * parts, k, cells]`.
+    /// Lists of the search, `[frames * WARPS, k, cells]`.
     scores: DeviceBuffer<f32>,
     sources: DeviceBuffer<i32>,
     /// Context frames in use, slot of the frame in work, slots of the context frames; and what the
@@ -116,14 +150,14 @@ impl PropagationStage {
     /// A stage that waits for a first mask.
     ///
     /// # Errors
-    /// [`GpuError::Protocol`], [`PropagateError::Setting`], or a kernel is missing.
+    /// [`CudaPropagateError::Protocol`], [`PropagateError::Setting`], or a kernel is missing.
     pub(crate) fn new(
         kernels: &Kernels,
         config: PropagationConfig,
-    ) -> Result<Self, GpuError> {
+    ) -> Result<Self, CudaPropagateError> {
         config.check()?;
         if config.protocol != Protocol::Dino {
-            return Err(GpuError::Protocol { protocol: config.protocol });
+            return Err(CudaPropagateError::Protocol { protocol: config.protocol });
         }
         let (search, labels) = match config.topk {
             ..=5 => ("propagate_search_5", "propagate_labels_5"),
@@ -159,7 +193,7 @@ impl PropagationStage {
 
     /// Instance of each pixel of the frame, `[height, width]` and up to three bytes more, 0 for
     /// background; filled by [`PropagationStage::enqueue`].
-    pub(crate) fn mask(&self) -> Result<&Arc<DeviceBuffer<u8>>, GpuError> {
+    pub(crate) fn mask(&self) -> Result<&Arc<DeviceBuffer<u8>>, CudaPropagateError> {
         self.state.as_ref().ok_or(PropagateError::NotStarted)?.writer.mask()
     }
 
@@ -168,29 +202,26 @@ impl PropagationStage {
     /// for the stream; graphs that were captured before are void.
     ///
     /// # Errors
-    /// [`GpuError`]; a propagation that was under way then goes on as before.
+    /// [`CudaPropagateError`]; a propagation that was under way then goes on as before.
     pub(crate) fn start(
         &mut self,
         stream: &Arc<Stream>,
         grid: Grid,
         embeddings: &DeviceBuffer<f32>,
         mask: &LabelMap,
-    ) -> Result<(), GpuError> {
+    ) -> Result<(), CudaPropagateError> {
         grid.check(embeddings)?;
         let ids = instances_of(mask)?;
         let frames = 1 + self.config.context_frames;
         // Cells of all context frames are numbered in 31 bits.
         let most = i32::MAX as usize / grid.cells();
-        GpuError::check("number of context frames", frames, most)?;
+        CudaPropagateError::limit("number of context frames", frames, most)?;
         let (cells, channels) = (grid.cells(), ids.len() + 1);
-        let tiles = grid.width.div_ceil(TILE.0) * grid.height.div_ceil(TILE.1);
-        let parts = BLOCKS.div_ceil(tiles * frames).min(MAX_PARTS);
-        let (slots, lists) = (frames + 1, frames * parts * self.config.topk);
+        let (slots, lists) = (frames + 1, frames * WARPS * self.config.topk);
         let gpu = stream.context();
         let mut state = State {
             grid,
             steps: 0,
-            parts,
             ring: DeviceBuffer::new(gpu, slots * grid.height * grid.dim * grid.pitch())?,
             soft: DeviceBuffer::new(gpu, slots * channels * cells)?,
             scores: DeviceBuffer::new(gpu, lists * cells)?,
@@ -229,7 +260,7 @@ impl PropagationStage {
         stream: &Arc<Stream>,
         state: &State,
         embeddings: &DeviceBuffer<f32>,
-    ) -> Result<(), GpuError> {
+    ) -> Result<(), CudaPropagateError> {
         // SAFETY: the caller's promise.
         unsafe {
             state.context.upload_async(stream, &state.positions, state.positions.len())?;
@@ -243,22 +274,22 @@ impl PropagationStage {
     ///
     /// # Errors
     /// [`PropagateError::NotStarted`], [`PropagateError::Grid`] when the frame size changed in a way
-    /// that changes the grid, [`GpuError::Limit`], or memory is short; the state is as
+    /// that changes the grid, [`CudaPropagateError::Limit`], or memory is short; the state is as
     /// before then.
     pub(crate) fn prepare(
         &mut self,
         stream: &Arc<Stream>,
         grid: Grid,
         frame: (u32, u32),
-    ) -> Result<bool, GpuError> {
+    ) -> Result<bool, CudaPropagateError> {
         let state = self.state.as_mut().ok_or(PropagateError::NotStarted)?;
         let tuple = |g: Grid| (g.height, g.width, g.dim, g.stride);
         if grid != state.grid {
             let (expected, got) = (tuple(state.grid), tuple(grid));
             return Err(PropagateError::Grid { expected, got }.into());
         }
-        GpuError::check("width of the frame", frame.0 as usize, MAX_SIDE as usize)?;
-        GpuError::check("height of the frame", frame.1 as usize, MAX_SIDE as usize)?;
+        CudaPropagateError::limit("width of the frame", frame.0 as usize, MAX_SIDE as usize)?;
+        CudaPropagateError::limit("height of the frame", frame.1 as usize, MAX_SIDE as usize)?;
         state.writer.prepare(stream, grid, frame)
     }
 
@@ -267,7 +298,7 @@ impl PropagationStage {
     ///
     /// # Errors
     /// [`PropagateError::NotStarted`].
-    pub(crate) fn begin(&mut self) -> Result<(), GpuError> {
+    pub(crate) fn begin(&mut self) -> Result<(), CudaPropagateError> {
         let state = self.state.as_mut().ok_or(PropagateError::NotStarted)?;
         let ring = self.config.context_frames as u64 + 1;
         let filled = state.steps.min(self.config.context_frames as u64);
@@ -285,7 +316,7 @@ impl PropagationStage {
     /// uploading what [`PropagationStage::begin`] set, kernels, downloading the mask.
     ///
     /// # Errors
-    /// [`GpuError`], also when `embeddings` has another size than that of the grid.
+    /// [`CudaPropagateError`], also when `embeddings` has another size than that of the grid.
     ///
     /// # Safety
     /// Neither the stage nor `embeddings` may be dropped, and nothing but
@@ -295,9 +326,9 @@ impl PropagationStage {
         &self,
         stream: &Arc<Stream>,
         embeddings: &DeviceBuffer<f32>,
-    ) -> Result<(), GpuError> {
+    ) -> Result<(), CudaPropagateError> {
         let state = self.state.as_ref().ok_or(PropagateError::NotStarted)?;
-        let State { grid, parts, .. } = *state;
+        let grid = state.grid;
         grid.check(embeddings)?;
         let (frames, k) = (1 + self.config.context_frames, self.config.topk);
         let (cells, channels) = (grid.cells(), state.ids.len() + 1);
@@ -315,7 +346,6 @@ impl PropagationStage {
             int(radius.min(grid.height - 1)),
             int(radius.min(grid.width - 1)),
             int(k),
-            int(parts),
         ];
         let labels = [
             of(&state.scores),
@@ -326,7 +356,6 @@ impl PropagationStage {
             int(cells),
             int(channels),
             int(k),
-            int(parts),
             Arg::F32(self.config.temperature),
         ];
         let tiles = grid.width.div_ceil(TILE.0) * grid.height.div_ceil(TILE.1);
@@ -336,7 +365,7 @@ impl PropagationStage {
         unsafe {
             state.context.upload_async(stream, &state.positions, state.positions.len())?;
             self.store(stream, state, embeddings)?;
-            launch(&self.search, stream, [tiles, frames * parts], SEARCH_THREADS, &search)?;
+            launch(&self.search, stream, [tiles, frames], SEARCH_THREADS, &search)?;
             launch(&self.labels, stream, [cells.div_ceil(64), 1], 64, &labels)?;
             state.writer.enqueue(&self.masks, stream, grid, channels, &state.soft, &state.context)
         }
@@ -345,8 +374,8 @@ impl PropagationStage {
     /// Takes the mask that was downloaded, after the stream is done, and the frame into the context.
     ///
     /// # Errors
-    /// [`PropagateError::NotStarted`], [`GpuError::NotPrepared`].
-    pub(crate) fn finish(&mut self, out: &mut MaskMap) -> Result<(), GpuError> {
+    /// [`PropagateError::NotStarted`], [`CudaPropagateError::NotPrepared`].
+    pub(crate) fn finish(&mut self, out: &mut MaskMap) -> Result<(), CudaPropagateError> {
         let state = self.state.as_mut().ok_or(PropagateError::NotStarted)?;
         state.writer.finish(&state.ids, out)?;
         state.steps += 1;
@@ -366,7 +395,7 @@ impl PropagationStage {
         embeddings: &DeviceBuffer<f32>,
         frame: (u32, u32),
         out: &mut MaskMap,
-    ) -> Result<(), GpuError> {
+    ) -> Result<(), CudaPropagateError> {
         stream.synchronize()?;
         self.prepare(stream, grid, frame)?;
         self.begin()?;
@@ -386,7 +415,7 @@ impl PropagationStage {
         stream: &Arc<Stream>,
         state: &State,
         embeddings: &DeviceBuffer<f32>,
-    ) -> Result<(), GpuError> {
+    ) -> Result<(), CudaPropagateError> {
         let grid = state.grid;
         let arguments = [
             of(embeddings),
@@ -420,7 +449,7 @@ unsafe fn launch(
     [x, y]: [usize; 2],
     threads: u32,
     arguments: &[Arg],
-) -> Result<(), GpuError> {
+) -> Result<(), CudaPropagateError> {
     // SAFETY: the caller's promise.
     unsafe { function.launch(stream, [x as u32, y as u32, 1], [threads, 1, 1], arguments)? };
     Ok(())

@@ -14,8 +14,8 @@ use conceptseg_tensorrt::cuda::{DeviceBuffer, Event, Graph, Stream};
 use super::concepts::ConceptStage;
 use super::embed::{BadCell, EmbedStage, MapSize};
 use super::preprocess::PreprocessStage;
-use super::propagate::{Grid, PropagationStage};
-use super::{GpuError, KernelSource, Kernels};
+use super::propagate::{CudaPropagateError, Grid, PropagationStage};
+use super::{CudaPathError, KernelSource, Kernels};
 use crate::backend::tensorrt::{Gpu, InputShape, Kept, TensorRt, TensorRtError};
 use crate::embed::{EmbedError, InputSize, Model};
 use crate::frame::{FrameView, Normalization};
@@ -23,6 +23,8 @@ use crate::labels::LabelMap;
 use crate::propagate::PropagateError;
 use crate::stream::{FrameResult, StageTimes, StreamConfig, StreamError};
 
+/// What a stage answers that has no buffers yet.
+const NOT_PREPARED: CudaPathError = CudaPathError::NotPrepared { stage: "the whole frame" };
 /// Marks in the stream: at the beginning, and behind preprocessing, network, concepts and masks.
 const MARKS: usize = 5;
 
@@ -127,14 +129,14 @@ impl OnGpu {
     ) -> Result<Self, StreamError> {
         let cuda = gpu.cuda();
         let kernels = Kernels::load(cuda, KernelSource::Ptx)?;
-        let stream = Stream::new(cuda).map_err(GpuError::from)?;
+        let stream = Stream::new(cuda).map_err(CudaPathError::from)?;
         let input = &model.bundle().manifest.input;
         let normalization = Normalization { mean: input.mean, std: input.std };
         let concepts = config
             .concepts
             .then(|| ConceptStage::new(&kernels, &stream, model.codebook(), &config.segmentation))
             .transpose()?;
-        let mark = || Event::new(cuda).map_err(GpuError::from);
+        let mark = || Event::new(cuda).map_err(CudaPathError::from);
         let recording = || if graphs { Recording::Next } else { Recording::Never };
         Ok(Self {
             graphs: [recording(), recording()],
@@ -170,7 +172,7 @@ impl OnGpu {
             self.network = Some(self.network(gpu, model, shape)?);
             changed = true;
         }
-        let map = self.network.as_ref().ok_or(GpuError::NotPrepared)?.map;
+        let map = self.network.as_ref().ok_or(NOT_PREPARED)?.map;
         changed |= self.embed.prepare(&self.stream, map, 1)?;
         if let Some(concepts) = &mut self.concepts {
             let size = (size.0 as usize, size.1 as usize);
@@ -205,7 +207,7 @@ impl OnGpu {
                 self.carries = true;
                 Ok(None)
             }
-            Err(GpuError::Propagate(PropagateError::Grid { .. })) => Ok(last()),
+            Err(CudaPropagateError::Propagate(PropagateError::Grid { .. })) => Ok(last()),
             Err(error) => Err(error.into()),
         }
     }
@@ -214,7 +216,7 @@ impl OnGpu {
         let engine = gpu.engine(shape)?;
         let given = engine.output_shape();
         model.check_output(shape.width as usize, shape.height as usize, given)?;
-        let output = DeviceBuffer::new(gpu.cuda(), engine.output_len()).map_err(GpuError::from)?;
+        let output = DeviceBuffer::new(gpu.cuda(), engine.output_len()).map_err(CudaPathError::from)?;
         let output = Arc::new(output);
         let context = engine.context(self.preprocess.input()?, &output)?;
         let map = MapSize { height: given.height, width: given.width, dim: given.dim };
@@ -234,7 +236,7 @@ impl OnGpu {
             Recording::Now => self.record(which),
         };
         // After an error too: nothing may be dropped or written while the GPU uses it.
-        let done = self.stream.synchronize().map_err(GpuError::from);
+        let done = self.stream.synchronize().map_err(CudaPathError::from);
         started?;
         done?;
         if matches!(self.graphs[which], Recording::Next) {
@@ -245,7 +247,7 @@ impl OnGpu {
     }
 
     /// Records the work of a frame and starts it. A network that cannot be recorded is run part by part.
-    fn record(&mut self, which: usize) -> Result<(), GpuError> {
+    fn record(&mut self, which: usize) -> Result<(), CudaPathError> {
         let stream = Arc::clone(&self.stream);
         match Graph::capture(&stream, || self.enqueue(true)) {
             Ok(graph) => {
@@ -263,9 +265,9 @@ impl OnGpu {
     }
 
     /// Puts the whole work of a frame into the stream.
-    fn enqueue(&mut self, recorded: bool) -> Result<(), GpuError> {
+    fn enqueue(&mut self, recorded: bool) -> Result<(), CudaPathError> {
         let Self { stream, network, marks, .. } = self;
-        let network = network.as_mut().ok_or(GpuError::NotPrepared)?;
+        let network = network.as_mut().ok_or(NOT_PREPARED)?;
         let mark = |index: usize| {
             let mark: &Event = &marks[index];
             if recorded { mark.record_in_graph(stream) } else { mark.record(stream) }
@@ -315,7 +317,7 @@ impl OnGpu {
 
     /// Starts carrying masks from the frame that was done last.
     fn start(&mut self, mask: &LabelMap, model: &Model, out: &mut FrameResult) -> Result<(), StreamError> {
-        let map = self.network.as_ref().ok_or(GpuError::NotPrepared)?.map;
+        let map = self.network.as_ref().ok_or(NOT_PREPARED)?.map;
         self.graphs[1].restart();
         self.masks.start(&self.stream, grid(map, model), self.embed.embeddings()?, mask)?;
         out.masks.get_or_insert_default().set_given(mask);
@@ -323,7 +325,7 @@ impl OnGpu {
     }
 
     /// Time of each stage on the GPU; what the host did is counted as preprocessing.
-    fn times(&self, total: Duration, concepts: bool) -> Result<StageTimes, GpuError> {
+    fn times(&self, total: Duration, concepts: bool) -> Result<StageTimes, CudaPathError> {
         let mut stages = [Duration::ZERO; MARKS - 1];
         for (stage, pair) in stages.iter_mut().zip(self.marks.windows(2)) {
             if let [from, to] = pair {

@@ -34,9 +34,7 @@ extern "C" __global__ void embed_normalise(const float* __restrict__ network, fl
             const float value = tile[i * pitch + d];
             sum += value * value;
         }
-        for (int mask = 16; mask > 0; mask >>= 1) {
-            sum += __shfl_xor_sync(0xffffffff, sum, mask);
-        }
+        sum = warp_sum(sum);
         const float length = sqrtf(sum);
         const int cell = first + i;
         // Written so that a length that is no number is bad.

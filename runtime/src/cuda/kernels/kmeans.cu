@@ -66,9 +66,7 @@ extern "C" __global__ void kmeans_start(const float* __restrict__ embeddings, fl
         const float value = embeddings[(size_t)cell * dim + d];
         sum += value * value;
     }
-    for (int mask = 16; mask > 0; mask >>= 1) {
-        sum += __shfl_xor_sync(0xffffffff, sum, mask);
-    }
+    sum = warp_sum(sum);
     if (lane == 0) {
         const int row = cell / width;
         const int column = cell % width;
@@ -83,16 +81,20 @@ extern "C" __global__ void kmeans_start(const float* __restrict__ embeddings, fl
     }
 }
 
-// Sum of the features of one cluster over one slice of the cells: partial [slices, clusters, dim + 2],
-// counts [slices, clusters]. With `features` 0 the embeddings are summed instead of the features.
-// 256 threads, grid [slices, clusters].
+// Sum of the features of each cluster, scaled to unit length: the first `channels` of dim + 2 become out
+// [clusters, channels]; members [clusters] takes its cells. With `features` 0 the embeddings are summed
+// instead of the features. 256 threads, grid [slices, clusters]: each block sums one slice of the cells,
+// partial [slices, clusters, dim + 2] and counts [slices, clusters], and the last one of a cluster adds the
+// slices up, always from the first to the last. `done` [clusters] is zero before and after.
 //
 // Every cell belongs to one cluster, so all blocks together read the embeddings once, and the labels
-// (1 byte per cell) once per cluster: 60x104x64 with 25 clusters 1.8 MB.
-extern "C" __global__ void kmeans_sums(const float* __restrict__ embeddings, const float* __restrict__ scales, const unsigned char* __restrict__ labels, const unsigned* __restrict__ changed, float* __restrict__ partial, unsigned* __restrict__ counts, int height, int width, int dim, int slice, int round, int features) {
+// (1 byte per cell) once per cluster: 60x104x64 with 25 clusters 1.8 MB, and 0.1 MB of partial sums.
+extern "C" __global__ void kmeans_centroids(const float* __restrict__ embeddings, const float* __restrict__ scales, const unsigned char* __restrict__ labels, const unsigned* __restrict__ changed, float* partial, unsigned* counts, unsigned* done, float* __restrict__ out, unsigned* __restrict__ members_out, int height, int width, int dim, int slice, int channels, int round, int features) {
     __shared__ int list[256];
     __shared__ int found[8];
     __shared__ float sums[8][KMEANS_DIM + KMEANS_PLACE];
+    __shared__ float squares[8];
+    __shared__ bool last;
     if (changed[round] == 0) {
         return;
     }
@@ -156,49 +158,49 @@ extern "C" __global__ void kmeans_sums(const float* __restrict__ embeddings, con
         sums[warp][dim + 1] = sum_x;
     }
     __syncthreads();
-    const size_t slot = (size_t)blockIdx.x * gridDim.y + cluster;
-    const int channels = dim + KMEANS_PLACE;
-    for (int c = threadIdx.x; c < channels; c += blockDim.x) {
+    const int slices = gridDim.x;
+    const int clusters = gridDim.y;
+    const size_t slot = (size_t)blockIdx.x * clusters + cluster;
+    const int pitch = dim + KMEANS_PLACE;
+    for (int c = threadIdx.x; c < pitch; c += blockDim.x) {
         float all = 0.0f;
         for (int w = 0; w < 8; ++w) {
             all += sums[w][c];
         }
-        partial[slot * channels + c] = all;
+        partial[slot * pitch + c] = all;
     }
     if (threadIdx.x == 0) {
         counts[slot] = (unsigned)members;
     }
-}
-
-// Adds the slices up and scales to unit length: the first `channels` of dim + 2 become out
-// [clusters, channels]; members [clusters]. 256 threads, grid [clusters].
-//
-// Reads the partial sums once: 13 slices of 25 clusters of 66 channels 86 kB.
-extern "C" __global__ void kmeans_centroids(const float* __restrict__ partial, const unsigned* __restrict__ counts, const unsigned* __restrict__ changed, float* __restrict__ out, unsigned* __restrict__ members, int slices, int dim, int channels, int round) {
-    __shared__ float squares[8];
-    if (changed[round] == 0) {
+    // What this block has written is seen before its mark.
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(done + cluster, 1u) == (unsigned)slices - 1;
+    }
+    __syncthreads();
+    if (!last) {
         return;
     }
-    const int clusters = gridDim.x;
-    const int cluster = blockIdx.x;
+    __threadfence();
     // dim + 2 channels for 256 threads: at most two each.
-    float sum[2] = {0.0f, 0.0f};
+    const volatile float* parts = partial;
+    float total[2] = {0.0f, 0.0f};
     float square = 0.0f;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
         const int c = threadIdx.x + 256 * j;
         if (c < channels) {
+#pragma unroll 4
             for (int s = 0; s < slices; ++s) {
-                sum[j] += partial[((size_t)s * clusters + cluster) * (dim + KMEANS_PLACE) + c];
+                total[j] += parts[((size_t)s * clusters + cluster) * pitch + c];
             }
-            square += sum[j] * sum[j];
+            square += total[j] * total[j];
         }
     }
-    for (int mask = 16; mask > 0; mask >>= 1) {
-        square += __shfl_xor_sync(0xffffffff, square, mask);
-    }
-    if ((threadIdx.x & 31) == 0) {
-        squares[threadIdx.x >> 5] = square;
+    square = warp_sum(square);
+    if (lane == 0) {
+        squares[warp] = square;
     }
     __syncthreads();
     square = 0.0f;
@@ -210,15 +212,17 @@ extern "C" __global__ void kmeans_centroids(const float* __restrict__ partial, c
     for (int j = 0; j < 2; ++j) {
         const int c = threadIdx.x + 256 * j;
         if (c < channels) {
-            out[(size_t)cluster * channels + c] = sum[j] * scale;
+            out[(size_t)cluster * channels + c] = total[j] * scale;
         }
     }
     if (threadIdx.x == 0) {
+        const volatile unsigned* numbers = counts;
         unsigned count = 0;
         for (int s = 0; s < slices; ++s) {
-            count += counts[(size_t)s * clusters + cluster];
+            count += numbers[(size_t)s * clusters + cluster];
         }
-        members[cluster] = count;
+        members_out[cluster] = count;
+        done[cluster] = 0;
     }
 }
 

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use conceptseg_tensorrt::cuda::{Arg, DeviceBuffer, Function, PinnedBuffer, Stream};
 
 use super::super::Kernels;
-use super::{Grid, int, launch, of};
-use crate::cuda::GpuError;
+use super::{CudaPropagateError, Grid, int, launch, of};
 use crate::propagate::{FLAT, InstanceStat, MaskMap, TRACE};
 use crate::upsample;
 
@@ -27,7 +26,7 @@ pub(super) struct MaskFunctions {
 }
 
 impl MaskFunctions {
-    pub(super) fn new(kernels: &Kernels) -> Result<Self, GpuError> {
+    pub(super) fn new(kernels: &Kernels) -> Result<Self, CudaPropagateError> {
         Ok(Self {
             extremes: kernels.function("propagate_extremes")?,
             winners: kernels.function("propagate_winners")?,
@@ -71,7 +70,7 @@ impl MaskWriter {
         stream: &Arc<Stream>,
         grid: Grid,
         ids: &[u8],
-    ) -> Result<Self, GpuError> {
+    ) -> Result<Self, CudaPropagateError> {
         let (gpu, channels) = (stream.context(), ids.len() + 1);
         let mut edges = Vec::with_capacity(2 * (grid.height + grid.width));
         for source in [grid.height, grid.width] {
@@ -115,8 +114,8 @@ impl MaskWriter {
         &self.found
     }
 
-    pub(super) fn mask(&self) -> Result<&Arc<DeviceBuffer<u8>>, GpuError> {
-        Ok(&self.prepared.as_ref().ok_or(GpuError::NotPrepared)?.mask)
+    pub(super) fn mask(&self) -> Result<&Arc<DeviceBuffer<u8>>, CudaPropagateError> {
+        Ok(&self.prepared.as_ref().ok_or(CudaPropagateError::NotPrepared)?.mask)
     }
 
     /// See `PropagationStage::prepare`.
@@ -125,7 +124,7 @@ impl MaskWriter {
         stream: &Arc<Stream>,
         grid: Grid,
         frame: (u32, u32),
-    ) -> Result<bool, GpuError> {
+    ) -> Result<bool, CudaPropagateError> {
         if self.prepared.as_ref().is_some_and(|p| p.frame == frame) {
             return Ok(false);
         }
@@ -169,8 +168,8 @@ impl MaskWriter {
         channels: usize,
         soft: &DeviceBuffer<f32>,
         context: &DeviceBuffer<i32>,
-    ) -> Result<(), GpuError> {
-        let prepared = self.prepared.as_ref().ok_or(GpuError::NotPrepared)?;
+    ) -> Result<(), CudaPropagateError> {
+        let prepared = self.prepared.as_ref().ok_or(CudaPropagateError::NotPrepared)?;
         let (width, height) = (prepared.frame.0 as usize, prepared.frame.1 as usize);
         let cells = grid.cells();
         let (labels, context, found) = (of(soft), of(context), of(&self.found));
@@ -220,8 +219,8 @@ impl MaskWriter {
     }
 
     /// Takes what was downloaded.
-    pub(super) fn finish(&self, ids: &[u8], out: &mut MaskMap) -> Result<(), GpuError> {
-        let prepared = self.prepared.as_ref().ok_or(GpuError::NotPrepared)?;
+    pub(super) fn finish(&self, ids: &[u8], out: &mut MaskMap) -> Result<(), CudaPropagateError> {
+        let prepared = self.prepared.as_ref().ok_or(CudaPropagateError::NotPrepared)?;
         (out.width, out.height) = prepared.frame;
         out.labels.clear();
         out.labels.extend_from_slice(prepared.mask_here.as_slice());
