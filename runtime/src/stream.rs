@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::TensorRtError;
 use crate::concepts::{ConceptError, ConceptLabeler, ConceptMap, SegmentationConfig};
-use crate::cuda::propagate::CudaPropagateError;
 use crate::cuda::{CudaPathError, GpuStream};
 use crate::embed::{EmbedError, FrameEmbedder, InputSize, Model};
 use crate::frame::{FrameError, FrameView};
@@ -62,7 +61,7 @@ impl StreamError {
 impl From<CudaPathError> for StreamError {
     fn from(error: CudaPathError) -> Self {
         match error {
-            CudaPathError::Propagate(CudaPropagateError::Propagate(error)) => error.into(),
+            CudaPathError::Propagate(error) => error.into(),
             CudaPathError::Concepts(error) => error.into(),
             CudaPathError::TensorRt(error) => error.into(),
             other => Self::Gpu(other),

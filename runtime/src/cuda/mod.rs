@@ -21,7 +21,7 @@ use thiserror::Error;
 
 use crate::backend::tensorrt::TensorRtError;
 use crate::concepts::ConceptError;
-use propagate::CudaPropagateError;
+use crate::propagate::{PropagateError, Protocol};
 
 pub use kernels::{KernelSource, Kernels};
 pub(crate) use stream::GpuStream;
@@ -73,9 +73,17 @@ pub enum CudaPathError {
     /// TensorRT, in the midst of a frame.
     #[error(transparent)]
     TensorRt(#[from] TensorRtError),
-    /// The masks.
+    /// There are no kernels for this protocol of mask propagation.
+    #[error(
+        "masks are carried on the GPU with the protocol Dino only, not with {protocol:?}; run it on the CPU"
+    )]
+    Protocol {
+        /// The protocol asked for.
+        protocol: Protocol,
+    },
+    /// The masks cannot be carried, as on the CPU.
     #[error(transparent)]
-    Propagate(#[from] CudaPropagateError),
+    Propagate(#[from] PropagateError),
     /// A stage was given something else than it was prepared for.
     #[error(
         "the stage for {stage} is not prepared for this; prepare it for the sizes at hand first"
@@ -99,7 +107,7 @@ impl CudaPathError {
 
     /// Whether the kernels are not made for this, whatever the state of the GPU.
     pub(crate) fn is_unsuited(&self) -> bool {
-        matches!(self, Self::Limit { .. } | Self::Propagate(CudaPropagateError::Protocol { .. } | CudaPropagateError::Limit { .. }))
+        matches!(self, Self::Limit { .. } | Self::Protocol { .. })
     }
 
     /// Refuses what is 0 or larger than the kernels are made for.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use conceptseg_tensorrt::cuda::{Arg, CudaError, DeviceBuffer, Function, Stream};
 
-use super::Kernels;
+use super::{CudaPathError, Kernels};
 use crate::frame::{Colorimetry, MAX_SIDE, rgb_to_yuv};
 use crate::overlay::{
     Alpha, ConceptColors, OverlayError, OverlayStyle, PackedLayout, instance_color,
@@ -38,6 +38,9 @@ pub enum CudaOverlayError {
     /// The GPU or its driver.
     #[error(transparent)]
     Cuda(#[from] CudaError),
+    /// The kernels.
+    #[error(transparent)]
+    Gpu(#[from] CudaPathError),
     /// The planes do not hold a frame of that size.
     #[error(
         "{planes:?} (bytes, bytes per row of each plane) in device memory do not hold a \

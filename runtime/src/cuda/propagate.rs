@@ -15,9 +15,9 @@ mod tests;
 use std::sync::Arc;
 
 use bytemuck::Pod;
-use conceptseg_tensorrt::cuda::{Arg, CudaError, DeviceBuffer, Function, PinnedBuffer, Stream};
+use conceptseg_tensorrt::cuda::{Arg, DeviceBuffer, Function, PinnedBuffer, Stream};
 
-use super::Kernels;
+use super::{CudaPathError, Kernels};
 use crate::frame::MAX_SIDE;
 use crate::labels::LabelMap;
 use crate::propagate::{
@@ -37,44 +37,8 @@ const MAX_CELLS: usize = 1 << 24;
 /// Context table before the slots: frames in use, slot of the frame in work.
 const TABLE_HEAD: usize = 2;
 
-/// Why masks could not be carried on the GPU.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CudaPropagateError {
-    /// As on the CPU.
-    #[error(transparent)]
-    Propagate(#[from] PropagateError),
-    /// The GPU or its driver.
-    #[error(transparent)]
-    Cuda(#[from] CudaError),
-    /// There are no kernels for the protocol.
-    #[error(
-        "masks are carried on the GPU with the protocol Dino only, not with {protocol:?}; carry them on the CPU"
-    )]
-    Protocol {
-        /// The protocol asked for.
-        protocol: Protocol,
-    },
-    /// A size is beyond what the kernels take.
-    #[error("the {what} is {value}; to carry masks on the GPU it must be 1 to {most}")]
-    Limit {
-        /// What.
-        what: &'static str,
-        /// Its value.
-        value: usize,
-        /// The largest value.
-        most: usize,
-    },
-    /// A frame was put into the stream before the stage was prepared for its size.
-    #[error("the mask propagation was not prepared for a frame size; prepare it after each start")]
-    NotPrepared,
-}
-
-impl CudaPropagateError {
-    fn limit(what: &'static str, value: usize, most: usize) -> Result<(), Self> {
-        if (1..=most).contains(&value) { Ok(()) } else { Err(Self::Limit { what, value, most }) }
-    }
-}
+/// What the stage answers that has no buffers for the frame at hand.
+const NOT_PREPARED: CudaPathError = CudaPathError::NotPrepared { stage: "mask propagation" };
 
 /// Sizes of an embedding map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,15 +60,15 @@ impl Grid {
         self.width.next_multiple_of(4)
     }
 
-    fn check(&self, embeddings: &DeviceBuffer<f32>) -> Result<(), CudaPropagateError> {
+    fn check(&self, embeddings: &DeviceBuffer<f32>) -> Result<(), CudaPathError> {
         let Self { height, width, dim, stride } = *self;
         let len = height.checked_mul(width).and_then(|cells| cells.checked_mul(dim));
         if stride == 0 || embeddings.is_empty() || len != Some(embeddings.len()) {
             let len = embeddings.len();
             return Err(PropagateError::Embedding { len, height, width, dim, stride }.into());
         }
-        CudaPropagateError::limit("number of dimensions of an embedding", dim, MAX_DIM)?;
-        CudaPropagateError::limit("number of cells of the embedding map", height * width, MAX_CELLS)
+        CudaPathError::check_size("number of dimensions of an embedding", dim, MAX_DIM)?;
+        CudaPathError::check_size("number of cells of the embedding map", height * width, MAX_CELLS)
     }
 }
 
@@ -150,14 +114,14 @@ impl PropagationStage {
     /// A stage that waits for a first mask.
     ///
     /// # Errors
-    /// [`CudaPropagateError::Protocol`], [`PropagateError::Setting`], or a kernel is missing.
+    /// [`CudaPathError::Protocol`], [`PropagateError::Setting`], or a kernel is missing.
     pub(crate) fn new(
         kernels: &Kernels,
         config: PropagationConfig,
-    ) -> Result<Self, CudaPropagateError> {
+    ) -> Result<Self, CudaPathError> {
         config.check()?;
         if config.protocol != Protocol::Dino {
-            return Err(CudaPropagateError::Protocol { protocol: config.protocol });
+            return Err(CudaPathError::Protocol { protocol: config.protocol });
         }
         let (search, labels) = match config.topk {
             ..=5 => ("propagate_search_5", "propagate_labels_5"),
@@ -193,7 +157,7 @@ impl PropagationStage {
 
     /// Instance of each pixel of the frame, `[height, width]` and up to three bytes more, 0 for
     /// background; filled by [`PropagationStage::enqueue`].
-    pub(crate) fn mask(&self) -> Result<&Arc<DeviceBuffer<u8>>, CudaPropagateError> {
+    pub(crate) fn mask(&self) -> Result<&Arc<DeviceBuffer<u8>>, CudaPathError> {
         self.state.as_ref().ok_or(PropagateError::NotStarted)?.writer.mask()
     }
 
@@ -202,20 +166,20 @@ impl PropagationStage {
     /// for the stream; graphs that were captured before are void.
     ///
     /// # Errors
-    /// [`CudaPropagateError`]; a propagation that was under way then goes on as before.
+    /// [`CudaPathError`]; a propagation that was under way then goes on as before.
     pub(crate) fn start(
         &mut self,
         stream: &Arc<Stream>,
         grid: Grid,
         embeddings: &DeviceBuffer<f32>,
         mask: &LabelMap,
-    ) -> Result<(), CudaPropagateError> {
+    ) -> Result<(), CudaPathError> {
         grid.check(embeddings)?;
         let ids = instances_of(mask)?;
         let frames = 1 + self.config.context_frames;
         // Cells of all context frames are numbered in 31 bits.
         let most = i32::MAX as usize / grid.cells();
-        CudaPropagateError::limit("number of context frames", frames, most)?;
+        CudaPathError::check_size("number of context frames", frames, most)?;
         let (cells, channels) = (grid.cells(), ids.len() + 1);
         let (slots, lists) = (frames + 1, frames * WARPS * self.config.topk);
         let gpu = stream.context();
@@ -260,7 +224,7 @@ impl PropagationStage {
         stream: &Arc<Stream>,
         state: &State,
         embeddings: &DeviceBuffer<f32>,
-    ) -> Result<(), CudaPropagateError> {
+    ) -> Result<(), CudaPathError> {
         // SAFETY: the caller's promise.
         unsafe {
             state.context.upload_async(stream, &state.positions, state.positions.len())?;
@@ -274,22 +238,22 @@ impl PropagationStage {
     ///
     /// # Errors
     /// [`PropagateError::NotStarted`], [`PropagateError::Grid`] when the frame size changed in a way
-    /// that changes the grid, [`CudaPropagateError::Limit`], or memory is short; the state is as
+    /// that changes the grid, [`CudaPathError::Limit`], or memory is short; the state is as
     /// before then.
     pub(crate) fn prepare(
         &mut self,
         stream: &Arc<Stream>,
         grid: Grid,
         frame: (u32, u32),
-    ) -> Result<bool, CudaPropagateError> {
+    ) -> Result<bool, CudaPathError> {
         let state = self.state.as_mut().ok_or(PropagateError::NotStarted)?;
         let tuple = |g: Grid| (g.height, g.width, g.dim, g.stride);
         if grid != state.grid {
             let (expected, got) = (tuple(state.grid), tuple(grid));
             return Err(PropagateError::Grid { expected, got }.into());
         }
-        CudaPropagateError::limit("width of the frame", frame.0 as usize, MAX_SIDE as usize)?;
-        CudaPropagateError::limit("height of the frame", frame.1 as usize, MAX_SIDE as usize)?;
+        CudaPathError::check_size("width of the frame", frame.0 as usize, MAX_SIDE as usize)?;
+        CudaPathError::check_size("height of the frame", frame.1 as usize, MAX_SIDE as usize)?;
         state.writer.prepare(stream, grid, frame)
     }
 
@@ -298,7 +262,7 @@ impl PropagationStage {
     ///
     /// # Errors
     /// [`PropagateError::NotStarted`].
-    pub(crate) fn begin(&mut self) -> Result<(), CudaPropagateError> {
+    pub(crate) fn begin(&mut self) -> Result<(), CudaPathError> {
         let state = self.state.as_mut().ok_or(PropagateError::NotStarted)?;
         let ring = self.config.context_frames as u64 + 1;
         let filled = state.steps.min(self.config.context_frames as u64);
@@ -316,7 +280,7 @@ impl PropagationStage {
     /// uploading what [`PropagationStage::begin`] set, kernels, downloading the mask.
     ///
     /// # Errors
-    /// [`CudaPropagateError`], also when `embeddings` has another size than that of the grid.
+    /// [`CudaPathError`], also when `embeddings` has another size than that of the grid.
     ///
     /// # Safety
     /// Neither the stage nor `embeddings` may be dropped, and nothing but
@@ -326,7 +290,7 @@ impl PropagationStage {
         &self,
         stream: &Arc<Stream>,
         embeddings: &DeviceBuffer<f32>,
-    ) -> Result<(), CudaPropagateError> {
+    ) -> Result<(), CudaPathError> {
         let state = self.state.as_ref().ok_or(PropagateError::NotStarted)?;
         let grid = state.grid;
         grid.check(embeddings)?;
@@ -374,8 +338,8 @@ impl PropagationStage {
     /// Takes the mask that was downloaded, after the stream is done, and the frame into the context.
     ///
     /// # Errors
-    /// [`PropagateError::NotStarted`], [`CudaPropagateError::NotPrepared`].
-    pub(crate) fn finish(&mut self, out: &mut MaskMap) -> Result<(), CudaPropagateError> {
+    /// [`PropagateError::NotStarted`], [`NOT_PREPARED`].
+    pub(crate) fn finish(&mut self, out: &mut MaskMap) -> Result<(), CudaPathError> {
         let state = self.state.as_mut().ok_or(PropagateError::NotStarted)?;
         state.writer.finish(&state.ids, out)?;
         state.steps += 1;
@@ -395,7 +359,7 @@ impl PropagationStage {
         embeddings: &DeviceBuffer<f32>,
         frame: (u32, u32),
         out: &mut MaskMap,
-    ) -> Result<(), CudaPropagateError> {
+    ) -> Result<(), CudaPathError> {
         stream.synchronize()?;
         self.prepare(stream, grid, frame)?;
         self.begin()?;
@@ -415,7 +379,7 @@ impl PropagationStage {
         stream: &Arc<Stream>,
         state: &State,
         embeddings: &DeviceBuffer<f32>,
-    ) -> Result<(), CudaPropagateError> {
+    ) -> Result<(), CudaPathError> {
         let grid = state.grid;
         let arguments = [
             of(embeddings),
@@ -449,7 +413,7 @@ unsafe fn launch(
     [x, y]: [usize; 2],
     threads: u32,
     arguments: &[Arg],
-) -> Result<(), CudaPropagateError> {
+) -> Result<(), CudaPathError> {
     // SAFETY: the caller's promise.
     unsafe { function.launch(stream, [x as u32, y as u32, 1], [threads, 1, 1], arguments)? };
     Ok(())

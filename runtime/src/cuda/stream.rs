@@ -14,7 +14,7 @@ use conceptseg_tensorrt::cuda::{DeviceBuffer, Event, Graph, Stream};
 use super::concepts::ConceptStage;
 use super::embed::{BadCell, EmbedStage, MapSize};
 use super::preprocess::PreprocessStage;
-use super::propagate::{CudaPropagateError, Grid, PropagationStage};
+use super::propagate::{Grid, PropagationStage};
 use super::{CudaPathError, KernelSource, Kernels};
 use crate::backend::tensorrt::{Gpu, InputShape, Kept, TensorRt, TensorRtError};
 use crate::embed::{EmbedError, InputSize, Model};
@@ -207,7 +207,7 @@ impl OnGpu {
                 self.carries = true;
                 Ok(None)
             }
-            Err(CudaPropagateError::Propagate(PropagateError::Grid { .. })) => Ok(last()),
+            Err(CudaPathError::Propagate(PropagateError::Grid { .. })) => Ok(last()),
             Err(error) => Err(error.into()),
         }
     }

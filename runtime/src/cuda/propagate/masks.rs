@@ -5,7 +5,8 @@ use std::sync::Arc;
 use conceptseg_tensorrt::cuda::{Arg, DeviceBuffer, Function, PinnedBuffer, Stream};
 
 use super::super::Kernels;
-use super::{CudaPropagateError, Grid, int, launch, of};
+use super::{Grid, int, launch, of};
+use crate::cuda::CudaPathError;
 use crate::propagate::{FLAT, InstanceStat, MaskMap, TRACE};
 use crate::upsample;
 
@@ -26,7 +27,7 @@ pub(super) struct MaskFunctions {
 }
 
 impl MaskFunctions {
-    pub(super) fn new(kernels: &Kernels) -> Result<Self, CudaPropagateError> {
+    pub(super) fn new(kernels: &Kernels) -> Result<Self, CudaPathError> {
         Ok(Self {
             extremes: kernels.function("propagate_extremes")?,
             winners: kernels.function("propagate_winners")?,
@@ -70,7 +71,7 @@ impl MaskWriter {
         stream: &Arc<Stream>,
         grid: Grid,
         ids: &[u8],
-    ) -> Result<Self, CudaPropagateError> {
+    ) -> Result<Self, CudaPathError> {
         let (gpu, channels) = (stream.context(), ids.len() + 1);
         let mut edges = Vec::with_capacity(2 * (grid.height + grid.width));
         for source in [grid.height, grid.width] {
@@ -114,8 +115,8 @@ impl MaskWriter {
         &self.found
     }
 
-    pub(super) fn mask(&self) -> Result<&Arc<DeviceBuffer<u8>>, CudaPropagateError> {
-        Ok(&self.prepared.as_ref().ok_or(CudaPropagateError::NotPrepared)?.mask)
+    pub(super) fn mask(&self) -> Result<&Arc<DeviceBuffer<u8>>, CudaPathError> {
+        Ok(&self.prepared.as_ref().ok_or(super::NOT_PREPARED)?.mask)
     }
 
     /// See `PropagationStage::prepare`.
@@ -124,7 +125,7 @@ impl MaskWriter {
         stream: &Arc<Stream>,
         grid: Grid,
         frame: (u32, u32),
-    ) -> Result<bool, CudaPropagateError> {
+    ) -> Result<bool, CudaPathError> {
         if self.prepared.as_ref().is_some_and(|p| p.frame == frame) {
             return Ok(false);
         }
@@ -168,8 +169,8 @@ impl MaskWriter {
         channels: usize,
         soft: &DeviceBuffer<f32>,
         context: &DeviceBuffer<i32>,
-    ) -> Result<(), CudaPropagateError> {
-        let prepared = self.prepared.as_ref().ok_or(CudaPropagateError::NotPrepared)?;
+    ) -> Result<(), CudaPathError> {
+        let prepared = self.prepared.as_ref().ok_or(super::NOT_PREPARED)?;
         let (width, height) = (prepared.frame.0 as usize, prepared.frame.1 as usize);
         let cells = grid.cells();
         let (labels, context, found) = (of(soft), of(context), of(&self.found));
@@ -219,8 +220,8 @@ impl MaskWriter {
     }
 
     /// Takes what was downloaded.
-    pub(super) fn finish(&self, ids: &[u8], out: &mut MaskMap) -> Result<(), CudaPropagateError> {
-        let prepared = self.prepared.as_ref().ok_or(CudaPropagateError::NotPrepared)?;
+    pub(super) fn finish(&self, ids: &[u8], out: &mut MaskMap) -> Result<(), CudaPathError> {
+        let prepared = self.prepared.as_ref().ok_or(super::NOT_PREPARED)?;
         (out.width, out.height) = prepared.frame;
         out.labels.clear();
         out.labels.extend_from_slice(prepared.mask_here.as_slice());

@@ -311,7 +311,7 @@ fn wrong_use_is_refused_with_a_reason() {
         assert_eq!(error.to_string(), not_started);
         assert!(stage.mask().is_err() && stage.begin().is_err() && stage.memory_bytes() == 0);
         let error = stage.start(stream, size, &buffer, &LabelMap::background(4, 4)).unwrap_err();
-        assert!(matches!(error, CudaPropagateError::Propagate(PropagateError::EmptyMask)));
+        assert!(matches!(error, CudaPathError::Propagate(PropagateError::EmptyMask)));
         let torn = Grid { height: 3, ..size };
         let error = stage.start(stream, torn, &buffer, &discs(4, 4, 1)).unwrap_err();
         assert!(error.to_string().contains("24 values"), "{error}");
@@ -323,7 +323,7 @@ fn wrong_use_is_refused_with_a_reason() {
         // SAFETY: nothing is put into the stream.
         let error = unsafe { stage.enqueue(stream, &buffer) }.unwrap_err();
         stream.synchronize().unwrap();
-        assert!(matches!(error, CudaPropagateError::NotPrepared), "{error}");
+        assert!(matches!(error, CudaPathError::NotPrepared { .. }), "{error}");
         let other = Grid { height: 3, width: 2, ..size };
         let error = stage.step(stream, other, &buffer, (9, 9), &mut out).unwrap_err();
         assert!(error.to_string().contains("(2, 3, 4, 4) to (3, 2, 4, 4)"), "{error}");
