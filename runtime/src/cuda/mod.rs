@@ -4,10 +4,19 @@
 //! size of the frames changes, and otherwise only put work into a stream, so that a whole frame can be captured into a
 //! [`Graph`](conceptseg_tensorrt::cuda::Graph). `docs/cuda.md` says how all this is tested without a GPU.
 
+pub mod concepts;
+pub mod embed;
 pub mod kernels;
+mod merge;
+pub mod preprocess;
+mod resize;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use conceptseg_tensorrt::cuda::{CudaError, NvrtcError};
 use thiserror::Error;
+
+use crate::concepts::ConceptError;
 
 pub use kernels::{KernelSource, Kernels};
 
@@ -46,6 +55,23 @@ pub enum CudaPathError {
         /// The limit.
         most: usize,
     },
+    /// Something without extent.
+    #[error("{what} is 0; it must be at least 1")]
+    Zero {
+        /// What is 0.
+        what: &'static str,
+    },
+    /// Settings, embeddings and codebook that cannot be used together.
+    #[error(transparent)]
+    Concepts(#[from] ConceptError),
+    /// A stage was given something else than it was prepared for.
+    #[error(
+        "the stage for {stage} is not prepared for this; prepare it for the sizes at hand first"
+    )]
+    NotPrepared {
+        /// What the stage is for.
+        stage: &'static str,
+    },
 }
 
 impl CudaPathError {
@@ -57,6 +83,14 @@ impl CudaPathError {
     /// Whether the GPU had no memory left.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, Self::Cuda(error) if error.is_out_of_memory())
+    }
+
+    /// Refuses what is 0 or larger than the kernels are made for.
+    ///
+    /// # Errors
+    /// [`CudaPathError::Zero`] and [`CudaPathError::Limit`].
+    pub fn check_size(what: &'static str, value: usize, most: usize) -> Result<(), Self> {
+        if value == 0 { Err(Self::Zero { what }) } else { Self::check_limit(what, value, most) }
     }
 
     /// Refuses what is larger than the kernels are made for.
