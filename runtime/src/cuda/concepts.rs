@@ -241,8 +241,11 @@ impl ConceptStage {
         }
         let centroids = |round: usize, channels: usize, features: usize| {
             // Prototypes are the means of embeddings, in the end.
-            let (out, members) =
-                if features == 1 { (&p.centroids, &p.members) } else { (&p.prototypes, &p.present) };
+            let (out, members) = if features == 1 {
+                (&p.centroids, &p.members)
+            } else {
+                (&p.prototypes, &p.present)
+            };
             let arguments = [
                 of(embeddings),
                 of(&p.scales),
