@@ -15,8 +15,9 @@ use conceptseg_tensorrt::cuda::{Arg, CudaError, DeviceBuffer, Function, Stream};
 
 use super::Kernels;
 use crate::frame::{Colorimetry, MAX_SIDE, rgb_to_yuv};
-use crate::overlay::{Alpha, ConceptColors, OverlayError, OverlayStyle, PackedLayout};
-use crate::overlay::instance_color;
+use crate::overlay::{
+    Alpha, ConceptColors, OverlayError, OverlayStyle, PackedLayout, instance_color,
+};
 
 /// Concepts that have colours, `OVERLAY_CONCEPTS` of the kernels.
 const CONCEPTS: u16 = 4096;
@@ -178,10 +179,8 @@ impl OverlayStage {
         }
         let concepts = concepts.filter(|_| style.concepts);
         let masks = masks.filter(|_| style.masks || style.outlines);
-        let lens = [
-            ("concept", concepts.map(DeviceBuffer::len)),
-            ("mask", masks.map(DeviceBuffer::len)),
-        ];
+        let lens =
+            [("concept", concepts.map(DeviceBuffer::len)), ("mask", masks.map(DeviceBuffer::len))];
         for (layer, found) in lens {
             if let Some(found) = found.filter(|&len| len < w * h) {
                 return Err(CudaOverlayError::Layer { layer, found, width, height });

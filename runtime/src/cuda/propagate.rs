@@ -25,14 +25,11 @@ use crate::propagate::{
 };
 use masks::{MaskFunctions, MaskWriter};
 
-/// Columns and rows of cells that a block of the search looks for, `SEARCH_COLUMNS` and
-/// `SEARCH_ROWS` of the kernel, and its threads.
-const TILE: (usize, usize) = (32, 16);
+/// Columns and rows of cells that a block of the search looks for, its threads, and its warps, each
+/// of which makes lists of its own: `SEARCH_…` of the kernel.
+const TILE: (usize, usize) = (32, 4);
 const SEARCH_THREADS: u32 = 128;
-/// Blocks of the search that are enough for every GPU: two for each multiprocessor of the largest.
-const BLOCKS: usize = 256;
-/// Most blocks that share the window of a tile.
-const MAX_PARTS: usize = 4;
+const WARPS: usize = 4;
 /// Largest number of dimensions: one row of 32 cells must fit in shared memory.
 const MAX_DIM: usize = 256;
 /// Most cells of a map: those of a frame of the largest side at a stride of 4.
@@ -51,7 +48,9 @@ pub enum CudaPropagateError {
     #[error(transparent)]
     Cuda(#[from] CudaError),
     /// There are no kernels for the protocol.
-    #[error("masks are carried on the GPU with the protocol Dino only, not with {protocol:?}; carry them on the CPU")]
+    #[error(
+        "masks are carried on the GPU with the protocol Dino only, not with {protocol:?}; carry them on the CPU"
+    )]
     Protocol {
         /// The protocol asked for.
         protocol: Protocol,
@@ -132,14 +131,12 @@ struct State {
     ids: Vec<u8>,
     /// Frames carried since the start.
     steps: u64,
-    /// Blocks that share the window of a tile.
-    parts: usize,
     /// Embeddings, `[slots, height, dim, pitch]`: the first frame, then a ring of the latest ones and
     /// the one in work.
     ring: DeviceBuffer<f32>,
     /// Soft labels, `[slots, channels, cells]`.
     soft: DeviceBuffer<f32>,
-    /// Lists of the search, `[frames * parts, k, cells]`.
+    /// Lists of the search, `[frames * WARPS, k, cells]`.
     scores: DeviceBuffer<f32>,
     sources: DeviceBuffer<i32>,
     /// Context frames in use, slot of the frame in work, slots of the context frames; and what the
@@ -220,14 +217,11 @@ impl PropagationStage {
         let most = i32::MAX as usize / grid.cells();
         CudaPropagateError::limit("number of context frames", frames, most)?;
         let (cells, channels) = (grid.cells(), ids.len() + 1);
-        let tiles = grid.width.div_ceil(TILE.0) * grid.height.div_ceil(TILE.1);
-        let parts = BLOCKS.div_ceil(tiles * frames).min(MAX_PARTS);
-        let (slots, lists) = (frames + 1, frames * parts * self.config.topk);
+        let (slots, lists) = (frames + 1, frames * WARPS * self.config.topk);
         let gpu = stream.context();
         let mut state = State {
             grid,
             steps: 0,
-            parts,
             ring: DeviceBuffer::new(gpu, slots * grid.height * grid.dim * grid.pitch())?,
             soft: DeviceBuffer::new(gpu, slots * channels * cells)?,
             scores: DeviceBuffer::new(gpu, lists * cells)?,
@@ -334,7 +328,7 @@ impl PropagationStage {
         embeddings: &DeviceBuffer<f32>,
     ) -> Result<(), CudaPropagateError> {
         let state = self.state.as_ref().ok_or(PropagateError::NotStarted)?;
-        let State { grid, parts, .. } = *state;
+        let grid = state.grid;
         grid.check(embeddings)?;
         let (frames, k) = (1 + self.config.context_frames, self.config.topk);
         let (cells, channels) = (grid.cells(), state.ids.len() + 1);
@@ -352,7 +346,6 @@ impl PropagationStage {
             int(radius.min(grid.height - 1)),
             int(radius.min(grid.width - 1)),
             int(k),
-            int(parts),
         ];
         let labels = [
             of(&state.scores),
@@ -363,7 +356,6 @@ impl PropagationStage {
             int(cells),
             int(channels),
             int(k),
-            int(parts),
             Arg::F32(self.config.temperature),
         ];
         let tiles = grid.width.div_ceil(TILE.0) * grid.height.div_ceil(TILE.1);
@@ -373,7 +365,7 @@ impl PropagationStage {
         unsafe {
             state.context.upload_async(stream, &state.positions, state.positions.len())?;
             self.store(stream, state, embeddings)?;
-            launch(&self.search, stream, [tiles, frames * parts], SEARCH_THREADS, &search)?;
+            launch(&self.search, stream, [tiles, frames], SEARCH_THREADS, &search)?;
             launch(&self.labels, stream, [cells.div_ceil(64), 1], 64, &labels)?;
             state.writer.enqueue(&self.masks, stream, grid, channels, &state.soft, &state.context)
         }

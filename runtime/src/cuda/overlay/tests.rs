@@ -64,9 +64,8 @@ fn draw_on(
         buffer
     });
     // SAFETY: everything is kept until the stream is done.
-    let answer = unsafe {
-        stage.enqueue(stream, &device, size, concepts.as_ref(), masks.as_ref(), style)
-    };
+    let answer =
+        unsafe { stage.enqueue(stream, &device, size, concepts.as_ref(), masks.as_ref(), style) };
     stream.synchronize().unwrap();
     for ((bytes, _), buffer) in planes.iter_mut().zip(&buffers) {
         let mut all = vec![0; skip + bytes.len()];
@@ -83,17 +82,16 @@ fn style() -> impl Strategy<Value = OverlayStyle> {
     )
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
-
-    #[test]
-    fn packed_frames_are_those_of_the_cpu(
+#[test]
+fn packed_frames_are_those_of_the_cpu() {
+    let gpus = gpus();
+    proptest!(ProptestConfig::with_cases(48), |(
         (w, h) in (1..40u32, 1..12u32),
         (layout, padding, skip) in (0..5usize, 0..9usize, 0..5usize),
         (with_concepts, with_masks) in any::<(bool, bool)>(),
         style in style(),
         seed in 0..999usize,
-    ) {
+    )| {
         let odd = PackedLayout { bytes_per_pixel: 4, red: 3, green: 1, blue: 2 };
         let layouts =
             [PackedLayout::RGB, PackedLayout::BGR, PackedLayout::RGBX, PackedLayout::BGRX, odd];
@@ -106,22 +104,25 @@ proptest! {
         colors.set(7, [1, 2, 3]);
         let mut expected = bytes.clone();
         overlay::draw(&mut expected, layout, stride, w, h, concepts, masks, &style, &colors).unwrap();
-        for gpu in gpus() {
+        for gpu in &gpus {
             let format = OverlayFormat::Packed(layout);
             let stage = OverlayStage::new(&gpu.kernels, &gpu.stream, format, &colors).unwrap();
             let mut planes = [(bytes.clone(), stride)];
-            draw_on(&gpu, &stage, &mut planes, skip, (w, h), (concepts, masks), &style).unwrap();
+            draw_on(gpu, &stage, &mut planes, skip, (w, h), (concepts, masks), &style).unwrap();
             prop_assert_eq!(&planes[0].0, &expected, "{}", gpu.name);
         }
-    }
+    });
+}
 
-    #[test]
-    fn nv12_frames_are_drawn_on_pixel_by_pixel(
+#[test]
+fn nv12_frames_are_drawn_on_pixel_by_pixel() {
+    let gpus = gpus();
+    proptest!(ProptestConfig::with_cases(48), |(
         (w, h) in (1..40u32, 1..12u32),
         (padding, skip, full_range) in (0..9usize, 0..5usize, any::<bool>()),
         style in style(),
         seed in 0..999usize,
-    ) {
+    )| {
         let colorimetry = Colorimetry { full_range, ..BT709 };
         let (uw, uh) = (w.div_ceil(2) as usize, h.div_ceil(2) as usize);
         let (luma_stride, chroma_stride) = (w as usize + padding, 2 * uw + padding);
@@ -186,16 +187,16 @@ proptest! {
                 }
             }
         }
-        for gpu in gpus() {
+        for gpu in &gpus {
             let format = OverlayFormat::Nv12(colorimetry);
             let stage = OverlayStage::new(&gpu.kernels, &gpu.stream, format, &colors).unwrap();
             let mut planes = [(luma.clone(), luma_stride), (chroma.clone(), chroma_stride)];
             let layers = (Some(&concepts), Some(&masks));
-            draw_on(&gpu, &stage, &mut planes, skip, (w, h), layers, &style).unwrap();
+            draw_on(gpu, &stage, &mut planes, skip, (w, h), layers, &style).unwrap();
             prop_assert_eq!(&planes[0].0, &expected_luma, "{}", gpu.name);
             prop_assert_eq!(&planes[1].0, &expected_chroma, "{}", gpu.name);
         }
-    }
+    });
 }
 
 #[test]
@@ -223,7 +224,8 @@ fn what_does_not_fit_is_refused_and_nothing_is_drawn() {
         let mut planes = [(vec![9; 9 * 4 * 3], 27)];
         let error = draw_on(&gpu, &rgb, &mut planes, 0, (9, 4), both, &style).unwrap_err();
         assert!(error.to_string().contains("concept layer in device memory has 32"), "{error}");
-        let error = draw_on(&gpu, &rgb, &mut planes, 0, (9, 4), (None, both.1), &style).unwrap_err();
+        let error =
+            draw_on(&gpu, &rgb, &mut planes, 0, (9, 4), (None, both.1), &style).unwrap_err();
         assert!(error.to_string().contains("mask layer"), "{error}");
         let nv12 = new(OverlayFormat::Nv12(BT709)).unwrap();
         let mut planes = [(vec![9; 7 * 3], 7), (vec![9; 7 * 2], 7)];
