@@ -78,7 +78,10 @@ fn what_a_gpu_leaves_undefined_ends_the_process_with_a_message() {
         ),
         ("two_barriers", "threads are in different __syncthreads()"),
         ("lanes_apart", "the lanes of a warp are in different warp functions"),
-        ("lanes_missing", "block (0, 0, 0): no thread can go on\n  thread (0, 0, 0) waits in __shfl_sync, line"),
+        (
+            "lanes_missing",
+            "block (0, 0, 0): no thread can go on\n  thread (0, 0, 0) waits in __shfl_sync, line",
+        ),
         ("behind_a_buffer", "behind_a_buffer wrote behind a buffer of 32 bytes"),
         ("before_a_buffer", "before_a_buffer wrote before a buffer of 32 bytes"),
         ("behind_shared_memory", "thread (8, 0, 0): undefined: beyond the end of an array"),

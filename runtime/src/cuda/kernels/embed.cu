@@ -1,0 +1,1 @@
+// The network's output to unit-length embeddings, pixel-major.

@@ -1,0 +1,1 @@
+// Concepts of segments and their labels at frame size.

@@ -1,0 +1,1 @@
+// Connected merging of equal concepts.
