@@ -27,19 +27,11 @@ pub use kernels::{KernelSource, Kernels};
 pub(crate) use stream::GpuStream;
 
 /// Largest side of a frame in pixels.
-pub const MAX_SIDE: usize = 16_384;
+pub const MAX_SIDE: usize = crate::frame::MAX_SIDE as usize;
 /// Most channels of an embedding.
 pub const MAX_DIM: usize = 256;
-/// Most clusters of a frame.
-pub const MAX_CLUSTERS: usize = 225;
 /// Most concepts of a vocabulary.
 pub const MAX_CONCEPTS: usize = 4096;
-/// Most instances of a video.
-pub const MAX_INSTANCES: usize = 255;
-/// Most matches of a cell in the context frames.
-pub const MAX_TOPK: usize = 64;
-/// Most context frames.
-pub const MAX_CONTEXT: usize = 64;
 
 /// Why something cannot be done on the GPU.
 #[derive(Debug, Error)]
@@ -80,6 +72,14 @@ pub enum CudaPathError {
     Protocol {
         /// The protocol asked for.
         protocol: Protocol,
+    },
+    /// Masks of no size, or larger than frames can be.
+    #[error("masks of {width}x{height} pixels cannot be made; each side must be 1 to {MAX_SIDE}")]
+    Frame {
+        /// Width asked for.
+        width: u32,
+        /// Height asked for.
+        height: u32,
     },
     /// The masks cannot be carried, as on the CPU.
     #[error(transparent)]

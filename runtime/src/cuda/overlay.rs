@@ -37,10 +37,7 @@ pub enum CudaOverlayError {
     Overlay(#[from] OverlayError),
     /// The GPU or its driver.
     #[error(transparent)]
-    Cuda(#[from] CudaError),
-    /// The kernels.
-    #[error(transparent)]
-    Gpu(#[from] CudaPathError),
+    Path(#[from] CudaPathError),
     /// The planes do not hold a frame of that size.
     #[error(
         "{planes:?} (bytes, bytes per row of each plane) in device memory do not hold a \
@@ -70,9 +67,15 @@ pub enum CudaOverlayError {
     },
 }
 
+impl From<CudaError> for CudaOverlayError {
+    fn from(error: CudaError) -> Self {
+        Self::Path(error.into())
+    }
+}
+
 /// Format of the frames that are drawn on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum OverlayFormat {
+pub enum OverlayFormat {
     /// 3 or 4 bytes per pixel, one plane.
     Packed(PackedLayout),
     /// Luma, and interleaved U and V at half width and height (rounded up).
@@ -81,13 +84,13 @@ pub(crate) enum OverlayFormat {
 
 /// A plane of a frame in device memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct DevicePlane {
+pub struct DevicePlane {
     /// Device address of the first row.
-    pub(crate) address: u64,
+    pub address: u64,
     /// Bytes from there to the end.
-    pub(crate) len: usize,
+    pub len: usize,
     /// Bytes from one row to the next.
-    pub(crate) stride: usize,
+    pub stride: usize,
 }
 
 impl DevicePlane {
@@ -101,7 +104,7 @@ impl DevicePlane {
 
 /// Draws onto frames of one format.
 #[derive(Debug)]
-pub(crate) struct OverlayStage {
+pub struct OverlayStage {
     format: OverlayFormat,
     draw: Function,
     /// Colours of concepts, instances, outlines around and in instances, in the bytes of a pixel.
@@ -114,7 +117,7 @@ impl OverlayStage {
     /// # Errors
     /// [`OverlayError::Layout`] for other packed formats than those of 3 or 4 bytes, or memory is
     /// short.
-    pub(crate) fn new(
+    pub fn new(
         kernels: &Kernels,
         stream: &Arc<Stream>,
         format: OverlayFormat,
@@ -155,7 +158,7 @@ impl OverlayStage {
     /// The planes are device memory that nobody else uses until the stream is done, and that lives, as
     /// do the stage and the layers, until then, and until the last launch of a graph captured from
     /// this.
-    pub(crate) unsafe fn enqueue(
+    pub unsafe fn enqueue(
         &self,
         stream: &Arc<Stream>,
         planes: &[DevicePlane],

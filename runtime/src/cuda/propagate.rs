@@ -17,8 +17,7 @@ use std::sync::Arc;
 use bytemuck::Pod;
 use conceptseg_tensorrt::cuda::{Arg, DeviceBuffer, Function, PinnedBuffer, Stream};
 
-use super::{CudaPathError, Kernels};
-use crate::frame::MAX_SIDE;
+use super::{CudaPathError, Kernels, MAX_DIM, MAX_SIDE};
 use crate::labels::LabelMap;
 use crate::propagate::{
     MaskMap, PropagateError, PropagationConfig, Protocol, first_labels, instances_of,
@@ -30,8 +29,6 @@ use masks::{MaskFunctions, MaskWriter};
 const TILE: (usize, usize) = (32, 4);
 const SEARCH_THREADS: u32 = 128;
 const WARPS: usize = 4;
-/// Largest number of dimensions: one row of 32 cells must fit in shared memory.
-const MAX_DIM: usize = 256;
 /// Most cells of a map: those of a frame of the largest side at a stride of 4.
 const MAX_CELLS: usize = 1 << 24;
 /// Context table before the slots: frames in use, slot of the frame in work.
@@ -42,12 +39,15 @@ const NOT_PREPARED: CudaPathError = CudaPathError::NotPrepared { stage: "mask pr
 
 /// Sizes of an embedding map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Grid {
-    pub(crate) height: usize,
-    pub(crate) width: usize,
-    pub(crate) dim: usize,
+pub struct Grid {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+    /// Dimensions of an embedding.
+    pub dim: usize,
     /// Network input pixels per cell along each axis.
-    pub(crate) stride: usize,
+    pub stride: usize,
 }
 
 impl Grid {
@@ -67,8 +67,13 @@ impl Grid {
             let len = embeddings.len();
             return Err(PropagateError::Embedding { len, height, width, dim, stride }.into());
         }
-        CudaPathError::check_size("number of dimensions of an embedding", dim, MAX_DIM)?;
-        CudaPathError::check_size("number of cells of the embedding map", height * width, MAX_CELLS)
+        CudaPathError::check_limit("the number of dimensions of an embedding", dim, MAX_DIM)?;
+        let cells = height * width;
+        CudaPathError::check_limit(
+            "the number of cells of the embedding map",
+            cells,
+            MAX_CELLS,
+        )
     }
 }
 
@@ -78,7 +83,7 @@ impl Grid {
 /// [`PropagationStage::enqueue`] or a graph captured from it, and when the stream is done
 /// [`PropagationStage::finish`].
 #[derive(Debug)]
-pub(crate) struct PropagationStage {
+pub struct PropagationStage {
     config: PropagationConfig,
     store: Function,
     search: Function,
@@ -115,10 +120,7 @@ impl PropagationStage {
     ///
     /// # Errors
     /// [`CudaPathError::Protocol`], [`PropagateError::Setting`], or a kernel is missing.
-    pub(crate) fn new(
-        kernels: &Kernels,
-        config: PropagationConfig,
-    ) -> Result<Self, CudaPathError> {
+    pub fn new(kernels: &Kernels, config: PropagationConfig) -> Result<Self, CudaPathError> {
         config.check()?;
         if config.protocol != Protocol::Dino {
             return Err(CudaPathError::Protocol { protocol: config.protocol });
@@ -139,12 +141,12 @@ impl PropagationStage {
     }
 
     /// Whether [`PropagationStage::start`] succeeded before.
-    pub(crate) fn is_started(&self) -> bool {
+    pub fn is_started(&self) -> bool {
         self.state.is_some()
     }
 
     /// Bytes of all device buffers; constant between two starts once prepared for a frame size.
-    pub(crate) fn memory_bytes(&self) -> usize {
+    pub fn memory_bytes(&self) -> usize {
         self.state.as_ref().map_or(0, |s| {
             s.ring.bytes()
                 + s.soft.bytes()
@@ -157,7 +159,7 @@ impl PropagationStage {
 
     /// Instance of each pixel of the frame, `[height, width]` and up to three bytes more, 0 for
     /// background; filled by [`PropagationStage::enqueue`].
-    pub(crate) fn mask(&self) -> Result<&Arc<DeviceBuffer<u8>>, CudaPathError> {
+    pub fn mask(&self) -> Result<&Arc<DeviceBuffer<u8>>, CudaPathError> {
         self.state.as_ref().ok_or(PropagateError::NotStarted)?.writer.mask()
     }
 
@@ -167,7 +169,7 @@ impl PropagationStage {
     ///
     /// # Errors
     /// [`CudaPathError`]; a propagation that was under way then goes on as before.
-    pub(crate) fn start(
+    pub fn start(
         &mut self,
         stream: &Arc<Stream>,
         grid: Grid,
@@ -179,7 +181,7 @@ impl PropagationStage {
         let frames = 1 + self.config.context_frames;
         // Cells of all context frames are numbered in 31 bits.
         let most = i32::MAX as usize / grid.cells();
-        CudaPathError::check_size("number of context frames", frames, most)?;
+        CudaPathError::check_limit("the number of context frames", frames, most)?;
         let (cells, channels) = (grid.cells(), ids.len() + 1);
         let (slots, lists) = (frames + 1, frames * WARPS * self.config.topk);
         let gpu = stream.context();
@@ -238,9 +240,9 @@ impl PropagationStage {
     ///
     /// # Errors
     /// [`PropagateError::NotStarted`], [`PropagateError::Grid`] when the frame size changed in a way
-    /// that changes the grid, [`CudaPathError::Limit`], or memory is short; the state is as
+    /// that changes the grid, [`CudaPathError::Frame`], or memory is short; the state is as
     /// before then.
-    pub(crate) fn prepare(
+    pub fn prepare(
         &mut self,
         stream: &Arc<Stream>,
         grid: Grid,
@@ -252,8 +254,11 @@ impl PropagationStage {
             let (expected, got) = (tuple(state.grid), tuple(grid));
             return Err(PropagateError::Grid { expected, got }.into());
         }
-        CudaPathError::check_size("width of the frame", frame.0 as usize, MAX_SIDE as usize)?;
-        CudaPathError::check_size("height of the frame", frame.1 as usize, MAX_SIDE as usize)?;
+        let (width, height) = frame;
+        let side = 1..=MAX_SIDE as u32;
+        if !side.contains(&width) || !side.contains(&height) {
+            return Err(CudaPathError::Frame { width, height });
+        }
         state.writer.prepare(stream, grid, frame)
     }
 
@@ -262,7 +267,7 @@ impl PropagationStage {
     ///
     /// # Errors
     /// [`PropagateError::NotStarted`].
-    pub(crate) fn begin(&mut self) -> Result<(), CudaPathError> {
+    pub fn begin(&mut self) -> Result<(), CudaPathError> {
         let state = self.state.as_mut().ok_or(PropagateError::NotStarted)?;
         let ring = self.config.context_frames as u64 + 1;
         let filled = state.steps.min(self.config.context_frames as u64);
@@ -286,7 +291,7 @@ impl PropagationStage {
     /// Neither the stage nor `embeddings` may be dropped, and nothing but
     /// [`PropagationStage::finish`] called after it, before the stream is done; and neither dropped,
     /// started nor prepared for another size before the last launch of a graph captured from this.
-    pub(crate) unsafe fn enqueue(
+    pub unsafe fn enqueue(
         &self,
         stream: &Arc<Stream>,
         embeddings: &DeviceBuffer<f32>,
@@ -339,7 +344,7 @@ impl PropagationStage {
     ///
     /// # Errors
     /// [`PropagateError::NotStarted`], [`NOT_PREPARED`].
-    pub(crate) fn finish(&mut self, out: &mut MaskMap) -> Result<(), CudaPathError> {
+    pub fn finish(&mut self, out: &mut MaskMap) -> Result<(), CudaPathError> {
         let state = self.state.as_mut().ok_or(PropagateError::NotStarted)?;
         state.writer.finish(&state.ids, out)?;
         state.steps += 1;
@@ -352,7 +357,7 @@ impl PropagationStage {
     /// # Errors
     /// As [`PropagationStage::prepare`] and [`PropagationStage::enqueue`]; the frame does not enter
     /// the context then.
-    pub(crate) fn step(
+    pub fn step(
         &mut self,
         stream: &Arc<Stream>,
         grid: Grid,

@@ -14,9 +14,11 @@
 #define CONTEXT_CURRENT 1
 #define CONTEXT_SLOTS 2
 
-// Target cells of a block of the search: 8 groups of 4 neighbours in each of 16 rows, a group for each thread.
+// Target cells of a block of the search: 8 groups of 4 neighbours in each of 4 rows, a group for each lane. The four
+// warps of a block look for the same cells in different parts of the window, and keep lists of their own.
 #define SEARCH_COLUMNS 32
-#define SEARCH_ROWS 16
+#define SEARCH_ROWS 4
+#define SEARCH_WARPS 4
 #define SEARCH_THREADS 128
 // Floats of context rows in shared memory.
 #define SEARCH_STAGE 8192
@@ -39,6 +41,16 @@
 #define FOUND_SIZE 8
 
 namespace propagate {
+
+// Numbers in the order of the floats.
+__device__ inline unsigned ordered(float value) {
+    const unsigned bits = __float_as_uint(value);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+__device__ inline float from_ordered(unsigned number) {
+    return __uint_as_float(number & 0x80000000u ? number & 0x7fffffffu : ~number);
+}
 
 // The order of candidates: from the highest score; of equal ones the one that comes first by context frame, row
 // and column. It does not depend on the order in which they are met.
@@ -102,10 +114,11 @@ struct SearchPlace {
 
 // Scores of four target cells against `4 * Q` neighbouring context cells from column `column` on, and the lists
 // that take them. `targets` and `sources` point to the first channel; `source` is the number of the context row's
-// first cell. Columns from `end` on are not there.
+// first cell. Columns from `end` on are not there. Scores below `bar` are not wanted.
 template <int K, int Q>
 __device__ inline void search_step(
     Best<K> (&best)[4],
+    float (&bar)[4],
     const SearchPlace& place,
     const float* targets,
     const float* sources,
@@ -147,7 +160,7 @@ __device__ inline void search_step(
         unsigned passed = 0;
 #pragma unroll
         for (int j = 0; j < 4 * Q; ++j) {
-            passed |= (unsigned)(scores[i][j] >= best[i].scores[K - 1]) << j;
+            passed |= (unsigned)(scores[i][j] >= bar[i]) << j;
         }
         const int first = max(place.x + i - place.radius_x, 0);
         const int last = min(min(place.x + i + place.radius_x, place.width - 1), end - 1);
@@ -162,6 +175,7 @@ __device__ inline void search_step(
             const int at = column + j;
             if (at >= first && at <= last && best[i].takes(score, source + at)) {
                 best[i].insert(score, source + at);
+                bar[i] = fmaxf(bar[i], best[i].scores[K - 1]);
             }
         }
     }
@@ -181,14 +195,15 @@ __device__ inline void search(
     int radius_y,
     int radius_x,
     int k,
-    int parts,
-    float4* stage
+    float4* stage,
+    unsigned* bars
 ) {
-    const int frame = blockIdx.y / parts;
-    const int part = blockIdx.y % parts;
+    const int frame = blockIdx.y;
     if (frame >= context[CONTEXT_LEN]) {
         return;
     }
+    const int lane = threadIdx.x & 31;
+    const int warp = threadIdx.x >> 5;
     const int tiles = (width + SEARCH_COLUMNS - 1) / SEARCH_COLUMNS;
     const int left = blockIdx.x % tiles * SEARCH_COLUMNS;
     const int top = blockIdx.x / tiles * SEARCH_ROWS;
@@ -196,8 +211,8 @@ __device__ inline void search(
     const float* features = ring + context[CONTEXT_SLOTS + frame] * slot_size;
 
     SearchPlace place;
-    place.x = left + (threadIdx.x & 7) * 4;
-    place.y = top + (threadIdx.x >> 3);
+    place.x = left + (lane & 7) * 4;
+    place.y = top + (lane >> 3);
     place.width = width;
     place.dim = dim;
     place.radius_x = radius_x;
@@ -205,6 +220,9 @@ __device__ inline void search(
     const bool active = place.x < width && place.y < height;
     const float* targets = ring + context[CONTEXT_CURRENT] * slot_size + (active ? (size_t)place.y * dim * pitch + place.x : 0);
 
+    // A cell's list of one warp bounds what the others need to keep: its last score is not above the last one of the
+    // merged list.
+    bars[threadIdx.x] = ordered(NO_SCORE);
     Best<K> best[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -217,18 +235,20 @@ __device__ inline void search(
     const int end_column = min(left + SEARCH_COLUMNS + reach, pitch);
     const int first_row = max(top - radius_y, 0);
     const int end_row = min(top + SEARCH_ROWS + radius_y, height);
-    // Columns in shared memory at a time, a power of two, and rows.
+    // Rows in shared memory at a time, and columns, a power of two. Where there are fewer rows than warps, several
+    // warps share a row.
+    const int rows = dim <= 32 ? 4 : dim <= 64 ? 2 : 1;
     const int shift = dim <= 128 ? 6 : 5;
     const int columns = 1 << shift;
-    const int rows = SEARCH_STAGE / (dim << shift);
+    const int sharing = SEARCH_WARPS / rows;
     const int stages = (end_row - first_row + rows - 1) / rows;
     place.source_step = columns;
 
     for (int segment = first_column; segment < end_column; segment += columns) {
         const int segment_end = min(segment + columns, end_column);
-        const int from = max(place.x - reach, segment);
+        const int from = max(place.x - reach, segment) + warp % sharing * 8;
         const int to = min(place.x + 4 + reach, segment_end);
-        for (int i = part; i < stages; i += parts) {
+        for (int i = 0; i < stages; ++i) {
             // From the middle outwards: the most similar cells are mostly near, and lists that are good early
             // seldom change.
             const int middle = (stages - 1) / 2;
@@ -246,37 +266,46 @@ __device__ inline void search(
                 stage[f] = value;
             }
             __syncthreads();
-            for (int r = 0; active && r < count; ++r) {
-                const int y = at + r;
-                if (y < place.y - radius_y || y > place.y + radius_y) {
-                    continue;
+            const int r = warp / sharing;
+            const int y = at + r;
+            if (!active || r >= count || y < place.y - radius_y || y > place.y + radius_y) {
+                continue;
+            }
+            float bar[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                bar[j] = fmaxf(best[j].scores[K - 1], from_ordered(bars[j * 32 + lane]));
+            }
+            const float* row = reinterpret_cast<const float*>(stage) + r * dim * columns;
+            const int source = (frame * height + y) * width;
+            for (int column = from; column < to; column += 8 * sharing) {
+                const float* at_column = row + (column - segment);
+                if (column + 4 < to) {
+                    search_step<K, 2>(best, bar, place, targets, at_column, column, segment_end, source);
+                } else {
+                    search_step<K, 1>(best, bar, place, targets, at_column, column, segment_end, source);
                 }
-                const float* row = reinterpret_cast<const float*>(stage) + r * dim * columns;
-                const int source = (frame * height + y) * width;
-                int column = from;
-                for (; column + 4 < to; column += 8) {
-                    search_step<K, 2>(best, place, targets, row + (column - segment), column, segment_end, source);
-                }
-                if (column < to) {
-                    search_step<K, 1>(best, place, targets, row + (column - segment), column, segment_end, source);
-                }
+            }
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                atomicMax(bars + j * 32 + lane, ordered(bar[j]));
             }
         }
     }
 
     if (active) {
         const size_t cells = (size_t)height * width;
+        const size_t list = (size_t)frame * SEARCH_WARPS + warp;
+#pragma unroll
         for (int i = 0; i < 4; ++i) {
-            if (place.x + i >= width) {
-                break;
-            }
             const size_t cell = (size_t)place.y * width + place.x + i;
 #pragma unroll (K <= 10 ? K : 1)
             for (int p = 0; p < K; ++p) {
-                if (p < k) {
-                    const size_t to = ((size_t)blockIdx.y * k + p) * cells + cell;
-                    scores[to] = best[i].scores[p];
-                    sources[to] = best[i].sources[p];
+                // What lies behind the end of a list is not read.
+                const bool ended = p > 0 && best[i].sources[max(p - 1, 0)] == NO_SOURCE;
+                if (p < k && place.x + i < width && !ended) {
+                    scores[(list * k + p) * cells + cell] = best[i].scores[p];
+                    sources[(list * k + p) * cells + cell] = best[i].sources[p];
                 }
             }
         }
@@ -312,31 +341,34 @@ extern "C" __global__ void propagate_store(const float* __restrict__ embeddings,
     }
 }
 
-// The `k` best cells, k <= 5, of each cell in the window of each context frame: `scores` and `sources`
-// [frames * parts][k][cells], source = context frame * cells + cell. The rows of a window are shared out to
-// `parts` blocks, which is for grids with too few tiles to fill the GPU. dim <= 256, pitch a multiple of 4.
-// 128 threads, grid [ceil(width / 32) * ceil(height / 16), frames * parts].
+// Candidates for the `k` best cells, k <= 5, of each cell in the window of each context frame: `scores` and `sources`
+// [frames * 4][k][cells], source = context frame * cells + cell; lists end with NO_SOURCE. dim <= 256, pitch a
+// multiple of 4. 128 threads, grid [ceil(width / 32) * ceil(height / 4), frames].
 //
-// For 60x104 cells, 32 channels, radius 12 and 8 frames: 1.0 G multiply-adds that count of 1.1 G done, 16 to 32 of
-// them for 2 or 3 reads of 16 bytes, of which those of the context are the same for 4 rows of a warp. A tile reads
-// (16 + 24) x (32 + 24) cells of each frame, 4.4 cells for each of its own: 28 MB in all, from a ring of 7 MB that
-// the second-level cache holds; lists written, 2 MB. For 135x240 cells five times as much of everything. So it is
+// For 60x104 cells, 32 channels, radius 12 and 8 frames: 1.0 G multiply-adds that count, 1.25 G with those of columns
+// and rows at the borders of windows; 32 of them for 3 reads of 16 bytes, two from shared memory and one, of the
+// targets, from the first-level cache, where those of a block take 16 KB. A block reads (4 + 24) x (32 + 24) cells of a
+// frame, 12 for each of its own, once each: 80 MB in all out of the second-level cache, which holds the ring of
+// 7 MB; it writes 8 MB of lists at most. 480 blocks. For 135x240 cells five times as much of everything. So it is
 // bound by arithmetic, not by memory.
-extern "C" __global__ void propagate_search_5(const float* __restrict__ ring, const int* __restrict__ context, float* __restrict__ scores, int* __restrict__ sources, int height, int width, int dim, int pitch, int radius_y, int radius_x, int k, int parts) {
+extern "C" __global__ void __launch_bounds__(128, 4) propagate_search_5(const float* __restrict__ ring, const int* __restrict__ context, float* __restrict__ scores, int* __restrict__ sources, int height, int width, int dim, int pitch, int radius_y, int radius_x, int k) {
     __shared__ float4 stage[SEARCH_STAGE / 4];
-    propagate::search<5>(ring, context, scores, sources, height, width, dim, pitch, radius_y, radius_x, k, parts, stage);
+    __shared__ unsigned bars[SEARCH_THREADS];
+    propagate::search<5>(ring, context, scores, sources, height, width, dim, pitch, radius_y, radius_x, k, stage, bars);
 }
 
 // As `propagate_search_5` for k <= 10.
-extern "C" __global__ void propagate_search_10(const float* __restrict__ ring, const int* __restrict__ context, float* __restrict__ scores, int* __restrict__ sources, int height, int width, int dim, int pitch, int radius_y, int radius_x, int k, int parts) {
+extern "C" __global__ void __launch_bounds__(128, 3) propagate_search_10(const float* __restrict__ ring, const int* __restrict__ context, float* __restrict__ scores, int* __restrict__ sources, int height, int width, int dim, int pitch, int radius_y, int radius_x, int k) {
     __shared__ float4 stage[SEARCH_STAGE / 4];
-    propagate::search<10>(ring, context, scores, sources, height, width, dim, pitch, radius_y, radius_x, k, parts, stage);
+    __shared__ unsigned bars[SEARCH_THREADS];
+    propagate::search<10>(ring, context, scores, sources, height, width, dim, pitch, radius_y, radius_x, k, stage, bars);
 }
 
 // As `propagate_search_5` for k <= 64, with lists in local memory.
-extern "C" __global__ void propagate_search_64(const float* __restrict__ ring, const int* __restrict__ context, float* __restrict__ scores, int* __restrict__ sources, int height, int width, int dim, int pitch, int radius_y, int radius_x, int k, int parts) {
+extern "C" __global__ void __launch_bounds__(128) propagate_search_64(const float* __restrict__ ring, const int* __restrict__ context, float* __restrict__ scores, int* __restrict__ sources, int height, int width, int dim, int pitch, int radius_y, int radius_x, int k) {
     __shared__ float4 stage[SEARCH_STAGE / 4];
-    propagate::search<64>(ring, context, scores, sources, height, width, dim, pitch, radius_y, radius_x, k, parts, stage);
+    __shared__ unsigned bars[SEARCH_THREADS];
+    propagate::search<64>(ring, context, scores, sources, height, width, dim, pitch, radius_y, radius_x, k, stage, bars);
 }
 
 namespace propagate {
@@ -352,7 +384,6 @@ __device__ inline void labels(
     int cells,
     int channels,
     int k,
-    int parts,
     float temperature
 ) {
     // The last launches are done with what they found, the next ones have not begun.
@@ -369,7 +400,7 @@ __device__ inline void labels(
     }
     Best<K> best;
     best.clear();
-    const int lists = context[CONTEXT_LEN] * parts;
+    const int lists = context[CONTEXT_LEN] * SEARCH_WARPS;
     for (int list = 0; list < lists; ++list) {
         // Lists are in order: behind the first that is not taken nothing is.
         for (int p = 0; p < k; ++p) {
@@ -426,18 +457,18 @@ __device__ inline void labels(
 // any comparable score becomes background. Clears `found` for the launches that follow. 64 threads, grid
 // [ceil(cells / 64)], which gives a grid of 60x104 cells 98 blocks.
 //
-// For 60x104 cells, 8 frames, 2 parts, k = 5 and 4 channels: 4 MB of lists, of which the tails are mostly not read,
+// For 60x104 cells, 8 frames, k = 5 and 4 channels: 8 MB of lists, of which the tails are mostly not read,
 // 0.5 MB of labels gathered from near places and 0.1 MB written.
-extern "C" __global__ void propagate_labels_5(const float* __restrict__ scores, const int* __restrict__ sources, const int* __restrict__ context, float* ring, unsigned* __restrict__ found, int cells, int channels, int k, int parts, float temperature) {
-    propagate::labels<5>(scores, sources, context, ring, found, cells, channels, k, parts, temperature);
+extern "C" __global__ void propagate_labels_5(const float* __restrict__ scores, const int* __restrict__ sources, const int* __restrict__ context, float* ring, unsigned* __restrict__ found, int cells, int channels, int k, float temperature) {
+    propagate::labels<5>(scores, sources, context, ring, found, cells, channels, k, temperature);
 }
 
 // As `propagate_labels_5` for k <= 10.
-extern "C" __global__ void propagate_labels_10(const float* __restrict__ scores, const int* __restrict__ sources, const int* __restrict__ context, float* ring, unsigned* __restrict__ found, int cells, int channels, int k, int parts, float temperature) {
-    propagate::labels<10>(scores, sources, context, ring, found, cells, channels, k, parts, temperature);
+extern "C" __global__ void propagate_labels_10(const float* __restrict__ scores, const int* __restrict__ sources, const int* __restrict__ context, float* ring, unsigned* __restrict__ found, int cells, int channels, int k, float temperature) {
+    propagate::labels<10>(scores, sources, context, ring, found, cells, channels, k, temperature);
 }
 
 // As `propagate_labels_5` for k <= 64, with lists in local memory.
-extern "C" __global__ void propagate_labels_64(const float* __restrict__ scores, const int* __restrict__ sources, const int* __restrict__ context, float* ring, unsigned* __restrict__ found, int cells, int channels, int k, int parts, float temperature) {
-    propagate::labels<64>(scores, sources, context, ring, found, cells, channels, k, parts, temperature);
+extern "C" __global__ void propagate_labels_64(const float* __restrict__ scores, const int* __restrict__ sources, const int* __restrict__ context, float* ring, unsigned* __restrict__ found, int cells, int channels, int k, float temperature) {
+    propagate::labels<64>(scores, sources, context, ring, found, cells, channels, k, temperature);
 }

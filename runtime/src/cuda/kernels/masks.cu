@@ -8,16 +8,6 @@
 
 namespace propagate {
 
-// Numbers in the order of the floats.
-__device__ inline unsigned ordered(float value) {
-    const unsigned bits = __float_as_uint(value);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-__device__ inline float from_ordered(unsigned number) {
-    return __uint_as_float(number & 0x80000000u ? number & 0x7fffffffu : ~number);
-}
-
 __device__ inline float mix(float weight, float low, float high) {
     return (1.0f - weight) * low + weight * high;
 }

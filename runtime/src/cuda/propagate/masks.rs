@@ -5,7 +5,7 @@ use std::sync::Arc;
 use conceptseg_tensorrt::cuda::{Arg, DeviceBuffer, Function, PinnedBuffer, Stream};
 
 use super::super::Kernels;
-use super::{Grid, int, launch, of};
+use super::{Grid, NOT_PREPARED, int, launch, of};
 use crate::cuda::CudaPathError;
 use crate::propagate::{FLAT, InstanceStat, MaskMap, TRACE};
 use crate::upsample;
@@ -116,7 +116,7 @@ impl MaskWriter {
     }
 
     pub(super) fn mask(&self) -> Result<&Arc<DeviceBuffer<u8>>, CudaPathError> {
-        Ok(&self.prepared.as_ref().ok_or(super::NOT_PREPARED)?.mask)
+        Ok(&self.prepared.as_ref().ok_or(NOT_PREPARED)?.mask)
     }
 
     /// See `PropagationStage::prepare`.
@@ -170,7 +170,7 @@ impl MaskWriter {
         soft: &DeviceBuffer<f32>,
         context: &DeviceBuffer<i32>,
     ) -> Result<(), CudaPathError> {
-        let prepared = self.prepared.as_ref().ok_or(super::NOT_PREPARED)?;
+        let prepared = self.prepared.as_ref().ok_or(NOT_PREPARED)?;
         let (width, height) = (prepared.frame.0 as usize, prepared.frame.1 as usize);
         let cells = grid.cells();
         let (labels, context, found) = (of(soft), of(context), of(&self.found));
@@ -221,7 +221,7 @@ impl MaskWriter {
 
     /// Takes what was downloaded.
     pub(super) fn finish(&self, ids: &[u8], out: &mut MaskMap) -> Result<(), CudaPathError> {
-        let prepared = self.prepared.as_ref().ok_or(super::NOT_PREPARED)?;
+        let prepared = self.prepared.as_ref().ok_or(NOT_PREPARED)?;
         (out.width, out.height) = prepared.frame;
         out.labels.clear();
         out.labels.extend_from_slice(prepared.mask_here.as_slice());
