@@ -160,17 +160,16 @@ impl Gpu {
             return self.start(&plan, false, input);
         }
         let key = setup.key(&self.installation, input);
-        if let Some(engine) = self.load_stored(&key, true)? {
+        if let Some(engine) = self.load_stored(&key)? {
             return Ok(engine);
         }
         if let Some(reason) = setup.cannot_build(&self.installation) {
             return Err(setup.no_plan(input, reason));
         }
         // In a folder that cannot be written to nobody else builds either.
-        let building = setup.store.lock(|| tracing::info!("{}", Phase::Waiting.as_str())).ok();
-        if building.is_some()
-            && let Some(engine) = self.load_stored(&key, false)?
-        {
+        let mut waited = false;
+        let building = setup.store.lock(|| waited = true).ok();
+        if waited && let Some(engine) = self.load_stored(&key)? {
             return Ok(engine);
         }
         tracing::warn!(
@@ -208,12 +207,10 @@ impl Gpu {
     }
 
     /// The engine of a stored plan. A plan that is not trusted, or that TensorRT refuses, is none.
-    fn load_stored(&self, key: &PlanKey, tell: bool) -> Result<Option<Loaded>, TensorRtError> {
+    fn load_stored(&self, key: &PlanKey) -> Result<Option<Loaded>, TensorRtError> {
         let found = self.setup.store.find(key)?;
-        if tell {
-            for reason in &found.stale {
-                tracing::warn!("{reason}");
-            }
+        for reason in &found.stale {
+            tracing::warn!("{reason}");
         }
         let Some((path, plan, record)) = found.plan else { return Ok(None) };
         match self.start(&plan, record.options.version_compatible, key.input) {

@@ -233,3 +233,6 @@ impl Backend for TensorRt {
 }
 
 
+
+#[cfg(test)]
+mod tests;
