@@ -101,18 +101,28 @@ static const char* kernel_name = "";
 static void (*kernel_body)(const void* const*);
 static const void* const* kernel_arguments;
 
+// The message is put together without a buffer on the stack, which may be the small one for signals.
+static char message[4096];
+static size_t message_length;
+template <typename... A> void say(const char* format, A... values) {
+    const size_t room = sizeof message - message_length;
+    const int length = snprintf(message + message_length, room, format, values...);
+    if (length > 0) message_length += size_t(length) < room ? size_t(length) : room - 1;
+}
+
 [[noreturn]] inline void fail(const char* what) {
-    fprintf(stderr, "kernel %s, block (%u, %u, %u)", kernel_name, blockIdx.x, blockIdx.y, blockIdx.z);
-    if (running) fprintf(stderr, ", thread (%u, %u, %u)", threadIdx.x, threadIdx.y, threadIdx.z);
-    fprintf(stderr, ": %s\n", what);
+    say("kernel %s, block (%u, %u, %u)", kernel_name, blockIdx.x, blockIdx.y, blockIdx.z);
+    if (running) say(", thread (%u, %u, %u)", threadIdx.x, threadIdx.y, threadIdx.z);
+    say(": %s\n", what);
     unsigned shown = 0;
     for (unsigned i = 0; i < threads && shown < 8; i++) {
         const Fibre& f = *fibres[i];
         if (f.state != State::Barrier && f.state != State::Warp) continue;
-        fprintf(stderr, "  thread (%u, %u, %u) waits in %s, line %d\n", f.index.x, f.index.y, f.index.z, f.where, f.line);
+        say("  thread (%u, %u, %u) waits in %s, line %d\n", f.index.x, f.index.y, f.index.z, f.where, f.line);
         shown++;
     }
-    fprintf(stderr, "  %u of %u threads have ended\n", ended, threads);
+    say("  %u of %u threads have ended\n", ended, threads);
+    if (write(2, message, message_length) < 0) _exit(2);
     abort();
 }
 
