@@ -6,6 +6,7 @@
 
 mod fallback;
 mod library;
+mod observe;
 mod onnxruntime;
 mod rten;
 pub mod tensorrt;
@@ -16,6 +17,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+pub(crate) use self::observe::{Observe, open_observed};
 use sha2::{Digest as _, Sha256};
 
 use crate::files::hex;

@@ -12,16 +12,16 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use conceptseg::onnx::proto;
+use conceptseg::onnx::proto::attribute_proto::AttributeType;
+use conceptseg::onnx::proto::tensor_proto::DataType;
+use conceptseg::onnx::proto::{tensor_shape_proto, type_proto};
 use half::f16;
 use prost::Message as _;
 use tch::{Device, Kind, Tensor, no_grad};
 use thiserror::Error;
 
 use super::matrices::{Matrix, pool_matrix, resize_matrix};
-use super::onnx_proto as proto;
-use super::onnx_proto::attribute_proto::AttributeType;
-use super::onnx_proto::tensor_proto::DataType;
-use super::onnx_proto::{tensor_shape_proto, type_proto};
 use super::quantize::{Calibration, Channels, Scale};
 use crate::network::{BatchNorm, Conv, NORM_EPSILON, Network, NodeId, Op};
 
@@ -156,6 +156,7 @@ fn build(
         producer_name: Some("conceptseg-train".to_owned()),
         producer_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         graph: Some(writer.graph),
+        ..proto::ModelProto::default()
     })
 }
 
@@ -172,13 +173,17 @@ fn value_info(name: &str, sides: [Side; 4]) -> proto::ValueInfoProto {
             Side::Known(n) => tensor_shape_proto::dimension::Value::DimValue(n),
             Side::Named(name) => tensor_shape_proto::dimension::Value::DimParam(name.to_owned()),
         };
-        tensor_shape_proto::Dimension { value: Some(value) }
+        tensor_shape_proto::Dimension { value: Some(value), denotation: None }
     };
     let shape = proto::TensorShapeProto { dim: sides.map(dimension).to_vec() };
     let tensor = type_proto::Tensor { elem_type: Some(DataType::Float as i32), shape: Some(shape) };
     proto::ValueInfoProto {
         name: Some(name.to_owned()),
-        r#type: Some(proto::TypeProto { value: Some(type_proto::Value::TensorType(tensor)) }),
+        r#type: Some(proto::TypeProto {
+            value: Some(type_proto::Value::TensorType(tensor)),
+            ..proto::TypeProto::default()
+        }),
+        ..proto::ValueInfoProto::default()
     }
 }
 
@@ -416,6 +421,7 @@ impl Writer<'_> {
             name: Some(format!("{op}_{out}")),
             op_type: Some(op.to_owned()),
             attribute,
+            ..proto::NodeProto::default()
         });
     }
 
@@ -444,6 +450,7 @@ impl Writer<'_> {
             data_type: Some(kind as i32),
             name: Some(name.to_owned()),
             raw_data: Some(bytes),
+            ..proto::TensorProto::default()
         });
     }
 }
