@@ -198,7 +198,7 @@ pub fn run(
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("network.onnx");
     std::fs::write(&path, model.to_bytes()).unwrap();
-    let options = BackendOptions { kind, threads: 1 };
+    let options = BackendOptions::new(kind, 1);
     let opened = backend::open(&path, model.input(), model.output(), &options);
     let mut out = Vec::new();
     match opened.and_then(|backend| backend.run(input, width, height, &mut out)) {

@@ -54,8 +54,8 @@ impl Setup {
 
     /// Why no plan can be built here without more being said, if so.
     pub(super) fn cannot_build(&self, installation: &Installation) -> Option<String> {
-        let Self { precision, .. } = self;
-        if *precision == Precision::Int8 {
+        let ranges = self.store.calibration_path(&self.network.sha256);
+        if self.precision == Precision::Int8 && !ranges.is_file() {
             return Some(
                 "8-bit integers need frames to measure ranges on; run `conceptseg engine build --precision int8 \
                  --frames DIR`"

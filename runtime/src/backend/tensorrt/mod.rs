@@ -15,6 +15,7 @@ mod gpu;
 mod kept;
 mod key;
 mod loaded;
+mod precision;
 mod store;
 
 use std::sync::Arc;

@@ -69,9 +69,9 @@ pub struct SealEntry {
 #[serde(deny_unknown_fields)]
 pub struct CalibrationEntry {
     /// Number of frames.
-    pub frames: usize,
-    /// Folder that they came from, for people.
-    pub source: String,
+    pub frames: u64,
+    /// SHA-256 of the file with the ranges, hexadecimal.
+    pub sha256: String,
 }
 
 impl PlanRecord {
@@ -249,13 +249,28 @@ impl PlanStore {
     }
 
     fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), TensorRtError> {
-        fs::create_dir_all(&self.folder)
-            .and_then(|()| write_atomic(path, |file| file.write_all(bytes)))
+        self.create()?;
+        write_atomic(path, |file| file.write_all(bytes))
             .map_err(|source| TensorRtError::Io { path: path.to_owned(), source })
     }
 
     fn timings_path(&self, gpu: &str, capability: ComputeCapability, version: Version) -> PathBuf {
         self.folder.join(format!("timing-{}.cache", machine(gpu, capability, version)))
+    }
+
+    /// File with the ranges of 8-bit integers that were measured on the network of this hash. It serves all sizes.
+    pub fn calibration_path(&self, onnx_sha256: &str) -> PathBuf {
+        let digits: String = onnx_sha256.chars().take(8).collect();
+        self.folder.join(format!("calibration-{digits}.json"))
+    }
+
+    /// Makes the folder, so that files can be written to it.
+    ///
+    /// # Errors
+    /// [`TensorRtError::Io`].
+    pub fn create(&self) -> Result<(), TensorRtError> {
+        fs::create_dir_all(&self.folder)
+            .map_err(|source| TensorRtError::Io { path: self.folder.clone(), source })
     }
 
     /// The timings of earlier builds for this GPU and version; empty where there are none that can be read.
@@ -280,8 +295,8 @@ impl PlanStore {
     /// is called where there is something to wait for.
     pub(super) fn lock(&self, waiting: impl FnOnce()) -> Result<File, TensorRtError> {
         let path = self.folder.join(LOCK);
+        self.create()?;
         let take = || {
-            fs::create_dir_all(&self.folder)?;
             let file = File::options().create(true).append(true).open(&path)?;
             if file.try_lock().is_err() {
                 waiting();

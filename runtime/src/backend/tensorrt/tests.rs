@@ -180,10 +180,9 @@ fn streams_take_turns_where_the_memory_is_for_one() {
 }
 
 #[test]
-fn several_images_at_once_are_served_to_whoever_binds_buffers() {
+fn whoever_works_on_the_gpu_binds_buffers_of_its_own() {
     use conceptseg_tensorrt::cuda::{DeviceBuffer, Stream};
     let machine = Machine::new("10.15");
-    // The network takes one image at a time as it was exported.
     let backend = machine.open();
     let out = backend
         .with_gpu(|gpu| {
@@ -200,6 +199,70 @@ fn several_images_at_once_are_served_to_whoever_binds_buffers() {
         })
         .unwrap();
     assert_close(&out, &on_cpu());
+}
+
+#[test]
+fn every_precision_gives_nearly_the_same() {
+    let machine = Machine::new("10.15");
+    let int8 = GpuOptions { precision: Precision::Int8, ..FP32 };
+    let text = machine.reason(int8);
+    assert!(text.contains("has no int8 plan for it: 8-bit integers need frames"), "{text}");
+    let model = crate::onnx::Model::parse(&fs::read(TINY).unwrap()).unwrap();
+    let cpu = BackendOptions::new(BackendKind::Rten, 1);
+    let mut calibrator = crate::onnx::calibrate::Calibrator::new(&model, &cpu).unwrap();
+    calibrator.observe(&noise(WIDTH, HEIGHT), WIDTH, HEIGHT).unwrap();
+    let network = machine.network();
+    let store = PlanStore::of_network(&network.path);
+    store.create().unwrap();
+    let path = store.calibration_path(&network.sha256);
+    calibrator.finish().write(&path).unwrap();
+
+    let expected = on_cpu();
+    for (precision, tolerance) in [
+        (Precision::Fp32, 1e-5),
+        (Precision::Fp16, 2e-3),
+        (Precision::Bf16, 2e-2),
+        (Precision::Int8, 5e-2),
+    ] {
+        let backend = machine.try_open(GpuOptions { precision, ..FP32 }).unwrap();
+        let out = run(&backend).unwrap();
+        let apart = out.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(apart < tolerance, "{precision}: {apart}");
+        let calibrated = store.list().unwrap().iter().any(|plan| {
+            let record = plan.record.as_ref().unwrap();
+            record.key.precision == precision && record.calibration.is_some()
+        });
+        assert_eq!(calibrated, precision == Precision::Int8);
+    }
+    assert_eq!(store.list().unwrap().len(), 4);
+
+    // Ranges of another network.
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace(&model.fingerprint(), &"0".repeat(64))).unwrap();
+    let backend = machine.try_open(int8).unwrap();
+    let error = backend.run(&noise(8, 8), 8, 8, &mut Vec::new()).unwrap_err().to_string();
+    assert!(error.contains("was measured on another network"), "{error}");
+}
+
+#[test]
+fn a_plan_takes_as_many_images_as_it_was_built_for() {
+    let machine = Machine::new("11.4");
+    let backend = machine.open();
+    let input = InputShape { batch: 8, height: 16, width: 24 };
+    backend.build(input, BuildOptions::default(), &mut |_| ()).unwrap().saved.unwrap();
+    let (one, all) = backend
+        .with_gpu(|gpu| {
+            let engine = gpu.engine(input)?;
+            assert_eq!(engine.output_shape(), OutputShape { dim: 32, height: 2, width: 3 });
+            let images = noise(24, 16 * 8);
+            let (mut one, mut all) = (Vec::new(), Vec::new());
+            engine.run(&images, &mut all)?;
+            gpu.engine(InputShape::one(16, 24))?.run(&images[..3 * 16 * 24], &mut one)?;
+            Ok::<_, TensorRtError>((one, all))
+        })
+        .unwrap();
+    assert_eq!(all.len(), 8 * one.len());
+    assert_close(&all[..one.len()], &one);
 }
 
 // ---- nothing to run on ----

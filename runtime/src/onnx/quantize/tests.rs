@@ -12,7 +12,7 @@ use crate::onnx::testing::{Builder, PYRAMID, cosine, count, ints, picture, pyram
 const SIZE: (usize, usize) = (192, 128);
 
 fn calibrator(model: &Model, (width, height): (usize, usize), kind: BackendKind) -> Calibrator {
-    let options = BackendOptions { kind, threads: 1 };
+    let options = BackendOptions::new(kind, 1);
     let mut calibrator = Calibrator::new(model, &options).unwrap();
     for seed in 10..14 {
         calibrator.observe(&picture(width, height, seed), width, height).unwrap();
@@ -302,7 +302,7 @@ fn a_wrong_calibration_is_refused() {
 fn networks_that_cannot_be_quantised_are_refused() {
     let model = pyramid();
     let int8 = quantized(&model, PYRAMID);
-    let options = BackendOptions { kind: BackendKind::Rten, threads: 1 };
+    let options = BackendOptions::new(BackendKind::Rten, 1);
     let twice = Calibrator::new(&int8, &options).unwrap_err();
     assert!(twice.to_string().contains("quantises already"), "{twice}");
     // A single layer is the last one, which stays in float.
@@ -314,7 +314,7 @@ fn networks_that_cannot_be_quantised_are_refused() {
 
 #[test]
 fn images_that_are_not_finite_are_refused() {
-    let options = BackendOptions { kind: BackendKind::Rten, threads: 1 };
+    let options = BackendOptions::new(BackendKind::Rten, 1);
     let mut calibrator = Calibrator::new(&pyramid(), &options).unwrap();
     let mut image = picture(PYRAMID.0, PYRAMID.1, 1);
     image[5] = f32::NAN;

@@ -161,8 +161,7 @@ impl Shown {
                 ),
             ));
             if let Some(calibration) = &record.calibration {
-                let frames = calibration.frames;
-                lines.push(("ranges", format!("{frames} frames of {}", calibration.source)));
+                lines.push(("ranges", format!("measured on {} frames", calibration.frames)));
             }
             lines.push(("built", format!("{} in {:.1} s by {}", record.created, record.seconds, record.producer)));
             lines.push(("ONNX", key.onnx_sha256.clone()));
