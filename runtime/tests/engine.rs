@@ -27,7 +27,8 @@ struct Answer {
 impl Answer {
     fn json(&self) -> Value {
         assert_eq!(self.code, Some(0), "{}", self.stderr);
-        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {}", self.stdout))
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {}", self.stdout))
     }
 
     /// The one sentence that a command fails with.
@@ -143,9 +144,11 @@ fn plans_of_all_precisions_are_built_shown_and_agree_with_the_cpu() {
     let answer = machine.build("--precision int8");
     assert!(answer.failure().contains("8-bit integers need frames"), "{}", answer.stderr);
     let frames = machine.frames();
-    for precision in ["fp32", "fp16", "bf16", "int8"] {
-        let measured = if precision == "int8" { format!("--frames {frames}") } else { String::new() };
-        let built = machine.build(&format!("--precision {precision} {measured}")).json();
+    // The smallest network has no layer between its first and its last one.
+    let answer = machine.build(&format!("--precision int8 --frames {frames}"));
+    assert!(answer.failure().contains("no layer that could compute with integers"));
+    for precision in ["fp32", "fp16", "bf16"] {
+        let built = machine.build(&format!("--precision {precision}")).json();
         assert_eq!(built["built"], true);
         assert_eq!(built["key"]["precision"], precision);
         assert_eq!((&built["key"]["height"], &built["key"]["width"]), (&64.into(), &64.into()));
@@ -162,14 +165,13 @@ fn plans_of_all_precisions_are_built_shown_and_agree_with_the_cpu() {
         assert_eq!(verified["passed"], true, "{verified}");
         assert_eq!(verified["agreement"]["frames"], FRAMES);
         let cosine = verified["agreement"]["cosine"]["mean"].as_f64().unwrap();
-        assert!(cosine > 0.98, "{precision}: {cosine}");
+        assert!(cosine > 0.995, "{precision}: {cosine}");
         assert!(verified["plan"].as_str().unwrap().starts_with("tensorrt 10.15."), "{verified}");
     }
     let listed = machine.run("engine inspect --json --bundle @").json();
     let plans = listed["plans"].as_array().unwrap();
-    assert_eq!(plans.len(), 4);
+    assert_eq!(plans.len(), 3);
     assert!(plans.iter().all(|plan| plan["good"] == true && plan["layers"].is_null()), "{listed}");
-    assert_eq!(plans.iter().filter(|plan| plan["calibration"]["frames"] == FRAMES).count(), 1);
 
     let name = plans[0]["file"].as_str().unwrap();
     let one = machine.run(&format!("engine inspect --json --bundle @ {name}")).json();
@@ -199,7 +201,7 @@ fn a_plan_that_does_not_agree_fails_with_the_figure() {
         "engine verify --bundle @ --frames {} --short-side 64 --precision bf16 --min-cosine 1",
         machine.frames()
     ));
-    assert!(answer.failure().contains("does not agree with the CPU: the mean cosine is 0.9"));
+    assert!(answer.failure().contains("does not agree with the CPU: the mean cosine is 0.99"));
     assert!(answer.stdout.contains("cosine, mean"), "{}", answer.stdout);
 }
 
@@ -213,12 +215,19 @@ fn what_is_wrong_with_a_plan_is_shown() {
     };
     assert_eq!(reason(&machine), "good");
     machine.fakes = Some(Fakes::new("11.4"));
-    assert!(reason(&machine).contains("built for TensorRT 10.15.1, not 11.4.0"), "{}", reason(&machine));
+    assert!(
+        reason(&machine).contains("built for TensorRT 10.15.1, not 11.4.0"),
+        "{}",
+        reason(&machine)
+    );
     // Without TensorRT the bundle is what plans are held against.
     machine.fakes = None;
     assert_eq!(reason(&machine), "good");
     let text = machine.run("engine inspect --bundle @").stdout;
-    assert!(text.contains("without TensorRT") && text.contains("there is no CUDA driver"), "{text}");
+    assert!(
+        text.contains("without TensorRT") && text.contains("there is no CUDA driver"),
+        "{text}"
+    );
 
     let engines = machine.path("bundle/engines");
     let plan = fs::read_dir(engines)
@@ -237,7 +246,10 @@ fn what_is_wrong_with_a_plan_is_shown() {
 fn doctor_tells_what_there_is_or_what_is_missing() {
     let machine = with_tensorrt("10.15");
     let found = machine.run("doctor --json").json();
-    assert_eq!((&found["auto"], &found["backends"][0]["name"]), (&"tensorrt".into(), &"tensorrt".into()));
+    assert_eq!(
+        (&found["auto"], &found["backends"][0]["name"]),
+        (&"tensorrt".into(), &"tensorrt".into())
+    );
     let detail = found["backends"][0]["detail"].as_str().unwrap();
     assert!(detail.contains("10.15.1") && detail.contains("Fake GPU 0"), "{detail}");
     let old = machine.run_with("doctor", &[("FAKE_CUDA", "driver_version=11040")]).stdout;
@@ -248,9 +260,15 @@ fn doctor_tells_what_there_is_or_what_is_missing() {
     let reason = found["backends"][0]["reason"].as_str().unwrap();
     assert!(reason.starts_with("there is no CUDA driver"), "{reason}");
     let answer = bare.carry("--backend tensorrt", &[]);
-    assert!(answer.failure().contains("the tensorrt backend is not available: there is no CUDA driver"));
+    assert!(
+        answer.failure().contains("the tensorrt backend is not available: there is no CUDA driver")
+    );
     let answer = bare.carry("", &[]);
-    assert!(answer.stderr.contains("using the CPU: the tensorrt backend is not available"), "{}", answer.stderr);
+    assert!(
+        answer.stderr.contains("using the CPU: the tensorrt backend is not available"),
+        "{}",
+        answer.stderr
+    );
 }
 
 #[test]
@@ -266,7 +284,10 @@ fn a_stream_goes_on_when_its_gpu_breaks() {
     let third = [("FAKE_CUDA", "cuMemcpyDtoHAsync:breaks=3")];
     let answer = machine.carry("--backend tensorrt --precision fp32", &third);
     assert_eq!(figures(&answer), on_gpu);
-    assert!(answer.stderr.contains("the GPU Fake GPU 0 failed (") && answer.stderr.contains("it is reset"));
+    assert!(
+        answer.stderr.contains("the GPU Fake GPU 0 failed (")
+            && answer.stderr.contains("it is reset")
+    );
     assert_eq!(machine.calls("deserializeCudaEngine"), 2);
 
     let always = [("FAKE_CUDA", "cuMemcpyDtoHAsync=700")];
@@ -285,5 +306,8 @@ fn memory_that_does_not_suffice_is_a_sentence() {
     let little = [("FAKE_TENSORRT", "no_memory:context=1")];
     let answer = machine.carry("--backend tensorrt", &little);
     let text = answer.failure();
-    assert!(text.contains("has no memory left for the network at 64x64: about 1 MB needed of 34 GB"), "{text}");
+    assert!(
+        text.contains("has no memory left for the network at 64x64: about 5369 MB needed of 34 GB"),
+        "{text}"
+    );
 }

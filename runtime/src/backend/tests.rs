@@ -181,7 +181,9 @@ fn auto_takes_what_is_there() {
 
 #[test]
 fn kinds_have_names() {
-    for kind in [BackendKind::Auto, BackendKind::Tensorrt, BackendKind::Rten, BackendKind::Onnxruntime] {
+    for kind in
+        [BackendKind::Auto, BackendKind::Tensorrt, BackendKind::Rten, BackendKind::Onnxruntime]
+    {
         assert_eq!(kind.to_string().parse(), Ok(kind));
     }
     assert!("gpu".parse::<BackendKind>().unwrap_err().to_string().contains("rten"));
@@ -208,7 +210,8 @@ fn runs_from_several_threads_give_the_same() {
 #[test]
 fn without_a_gpu_tensorrt_says_what_is_missing() {
     if let Err(reason) = probe_one(BackendKind::Tensorrt).available {
-        let error = error_of(open(Path::new(TINY), "image", "embedding", &options(BackendKind::Tensorrt)));
+        let error =
+            error_of(open(Path::new(TINY), "image", "embedding", &options(BackendKind::Tensorrt)));
         assert_eq!(error.to_string(), format!("the tensorrt backend is not available: {reason}"));
     }
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use conceptseg_tensorrt::cuda::Context;
-use conceptseg_tensorrt::{Builder, BuilderConfig, Error as LibraryError, OnnxParser, Plan};
+use conceptseg_tensorrt::{
+    Builder, BuilderConfig, Error as LibraryError, OnnxParser, Plan, TimingCache,
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -85,8 +87,9 @@ impl NetworkFile {
     /// # Errors
     /// [`TensorRtError::Network`] and [`TensorRtError::Replaced`].
     pub fn read(&self) -> Result<Vec<u8>, TensorRtError> {
-        let bytes = crate::backend::read_network(&self.path)
-            .map_err(|error| TensorRtError::Network { path: self.path.clone(), reason: error.to_string() })?;
+        let bytes = crate::backend::read_network(&self.path).map_err(|error| {
+            TensorRtError::Network { path: self.path.clone(), reason: error.to_string() }
+        })?;
         if hex(&Sha256::digest(&bytes)) != self.sha256 {
             return Err(TensorRtError::Replaced { path: self.path.clone() });
         }
@@ -130,7 +133,8 @@ pub(super) fn build(
     report(Phase::Parsing);
     let builder = Builder::new(&installation.library, cuda).map_err(failed)?;
     let parser = installation.library.onnx_parser().map_err(failed)?;
-    let parser = OnnxParser::new(&parser, builder.create_network().map_err(failed)?).map_err(failed)?;
+    let parser =
+        OnnxParser::new(&parser, builder.create_network().map_err(failed)?).map_err(failed)?;
     let parsed = parser.parse(&model).map_err(|error| network.refuse(error))?;
     drop(model);
     let mut config = builder.create_config().map_err(failed)?;
@@ -139,7 +143,8 @@ pub(super) fn build(
     report(Phase::Building);
     let plan = builder.build(&parsed, &config).map_err(failed)?;
     report(Phase::Writing);
-    let timings = config.timing_cache().map(|cache| cache.serialize()).transpose().map_err(failed)?;
+    let timings =
+        config.timing_cache().map(TimingCache::serialize).transpose().map_err(failed)?;
     let record =
         PlanRecord::new(&plan, key.clone(), options, calibration, start.elapsed().as_secs_f64());
     let saved = store.save(&plan, &record);

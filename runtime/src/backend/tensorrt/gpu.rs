@@ -230,7 +230,12 @@ impl Gpu {
     ///
     /// A version-compatible plan brings a runtime of its own, as host code. It is as trusted as any plan: those are
     /// programs for the GPU, and this one's hash is the recorded one.
-    fn start(&self, plan: &Plan, host_code: bool, input: InputShape) -> Result<Loaded, TensorRtError> {
+    fn start(
+        &self,
+        plan: &Plan,
+        host_code: bool,
+        input: InputShape,
+    ) -> Result<Loaded, TensorRtError> {
         let weights = plan.bytes().len() as u64;
         self.runtime.set_host_code_allowed(host_code);
         let engine = self

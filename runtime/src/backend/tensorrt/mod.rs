@@ -99,7 +99,10 @@ impl TensorRt {
             && !setup.store.has_any_size(&key)?
         {
             return Err(TensorRtError::Unavailable {
-                reason: format!("{} has no {precision} plan for it: {reason}", setup.store.folder().display()),
+                reason: format!(
+                    "{} has no {precision} plan for it: {reason}",
+                    setup.store.folder().display()
+                ),
             });
         }
         let dla = dla.map_or(String::new(), |core| format!(", DLA core {core}"));
@@ -232,8 +235,6 @@ impl Backend for TensorRt {
         Some(self)
     }
 }
-
-
 
 #[cfg(test)]
 mod tests;

@@ -84,9 +84,9 @@ impl PlanRecord {
         seconds: f64,
     ) -> Self {
         let now = time::OffsetDateTime::now_utc().replace_nanosecond(0);
-        let now = now.ok().and_then(|now| {
-            now.format(&time::format_description::well_known::Rfc3339).ok()
-        });
+        let now = now
+            .ok()
+            .and_then(|now| now.format(&time::format_description::well_known::Rfc3339).ok());
         let seal = plan.seal();
         Self {
             format_version: FORMAT_VERSION,
@@ -422,7 +422,11 @@ mod tests {
     #[test]
     fn a_plan_of_another_gpu_under_the_right_name_is_not_used() {
         let (_bundle, store) = store();
-        let path = save(&store, &PlanKey { gpu: "Orin-nvgpu".to_owned(), ..key() }, BuildOptions::default());
+        let path = save(
+            &store,
+            &PlanKey { gpu: "Orin-nvgpu".to_owned(), ..key() },
+            BuildOptions::default(),
+        );
         assert_eq!(path.file_stem().unwrap().to_str().unwrap(), key().file_stem());
         assert!(stale(&store, &key()).contains("built for the GPU Orin-nvgpu (8.7)"));
     }
@@ -430,7 +434,11 @@ mod tests {
     #[test]
     fn a_plan_of_this_machine_comes_before_a_compatible_one() {
         let (_bundle, store) = store();
-        let options = BuildOptions { gpus: Gpus::AmperePlus, version_compatible: true, ..BuildOptions::default() };
+        let options = BuildOptions {
+            gpus: Gpus::AmperePlus,
+            version_compatible: true,
+            ..BuildOptions::default()
+        };
         let old = conceptseg_tensorrt::Version { major: 8, minor: 6, patch: 0 };
         save(&store, &PlanKey { gpu: "a".to_owned(), tensorrt: old, ..key() }, options);
         let (_, _, record) = store.find(&key()).unwrap().plan.unwrap();

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use conceptseg::backend::tensorrt::{
-    BuildOptions, Gpus, InputShape, Installation, MAX_BATCH, MAX_SIDE, Places, PlanKey, PlanRecord, Precision,
+    BuildOptions, Gpus, InputShape, Installation, MAX_BATCH, MAX_SIDE, Places, PlanKey, PlanRecord,
+    Precision,
 };
 use conceptseg::bundle::Bundle;
 use conceptseg::embed::InputSize;
