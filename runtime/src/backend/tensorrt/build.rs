@@ -143,8 +143,7 @@ pub(super) fn build(
     report(Phase::Building);
     let plan = builder.build(&parsed, &config).map_err(failed)?;
     report(Phase::Writing);
-    let timings =
-        config.timing_cache().map(TimingCache::serialize).transpose().map_err(failed)?;
+    let timings = config.timing_cache().map(TimingCache::serialize).transpose().map_err(failed)?;
     let record =
         PlanRecord::new(&plan, key.clone(), options, calibration, start.elapsed().as_secs_f64());
     let saved = store.save(&plan, &record);
