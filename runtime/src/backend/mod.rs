@@ -306,7 +306,9 @@ pub fn open(
             match open_on_gpu(onnx, names, threads, gpu, Places::of_process()) {
                 Ok(backend) => Ok(backend),
                 // Without the file nothing can go on.
-                Err(error @ (BackendError::Io { .. } | BackendError::TooLarge { .. })) => Err(error),
+                Err(error @ (BackendError::Io { .. } | BackendError::TooLarge { .. })) => {
+                    Err(error)
+                }
                 Err(reason) => {
                     tracing::info!("using the CPU: {}", one_line(reason));
                     open_on_cpu(onnx, input_name, output_name, threads)
@@ -318,8 +320,13 @@ pub fn open(
         }
         kind => {
             let bytes = read_network(onnx)?;
-            let source =
-                Source { path: onnx, bytes: &bytes, input: input_name, output: output_name, threads };
+            let source = Source {
+                path: onnx,
+                bytes: &bytes,
+                input: input_name,
+                output: output_name,
+                threads,
+            };
             if kind == BackendKind::Rten {
                 Ok(Box::new(rten::Rten::load(&source)?))
             } else {

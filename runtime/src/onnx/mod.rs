@@ -295,6 +295,6 @@ fn declared(tensor: &type_proto::Tensor) -> Option<Vec<Option<i64>>> {
 }
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

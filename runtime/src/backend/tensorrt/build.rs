@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use conceptseg_tensorrt::cuda::Context;
 use conceptseg_tensorrt::{
-    Builder, BuilderConfig, Error as LibraryError, Network, OnnxParser, Plan, ShapeRange,
+    Builder, BuilderConfig, Error as LibraryError, OnnxParser, Plan, TimingCache,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -14,8 +14,8 @@ use sha2::{Digest as _, Sha256};
 use super::error::TensorRtError;
 use super::find::Installation;
 use super::key::{ComputeCapability, Gpus, PlanKey, Precision};
+use super::precision::Prepared;
 use super::store::{PlanRecord, PlanStore};
-use crate::backend::one_line;
 use crate::files::hex;
 
 /// The oldest GPUs with arithmetic on 16-bit floats of 8 exponent bits.
@@ -83,17 +83,17 @@ pub struct NetworkFile {
 
 impl NetworkFile {
     /// The file's bytes, which must be those that were opened.
-    fn read(&self) -> Result<Vec<u8>, TensorRtError> {
-        let bytes = crate::backend::read_network(&self.path)
-            .map_err(|error| TensorRtError::Network { path: self.path.clone(), reason: error.to_string() })?;
+    ///
+    /// # Errors
+    /// [`TensorRtError::Network`] and [`TensorRtError::Replaced`].
+    pub fn read(&self) -> Result<Vec<u8>, TensorRtError> {
+        let bytes = crate::backend::read_network(&self.path).map_err(|error| {
+            TensorRtError::Network { path: self.path.clone(), reason: error.to_string() }
+        })?;
         if hex(&Sha256::digest(&bytes)) != self.sha256 {
             return Err(TensorRtError::Replaced { path: self.path.clone() });
         }
         Ok(bytes)
-    }
-
-    fn refuse(&self, reason: impl std::fmt::Display) -> TensorRtError {
-        TensorRtError::Network { path: self.path.clone(), reason: one_line(reason) }
     }
 }
 
@@ -124,7 +124,7 @@ pub(super) fn build(
     check(installation, key, options)?;
     let start = Instant::now();
     report(Phase::Preparing);
-    let model = prepare(network, key)?;
+    let Prepared { model, calibration } = network.prepare(key, store)?;
     let failed = |source| TensorRtError::Build {
         precision: key.precision,
         input: key.input,
@@ -133,19 +133,19 @@ pub(super) fn build(
     report(Phase::Parsing);
     let builder = Builder::new(&installation.library, cuda).map_err(failed)?;
     let parser = installation.library.onnx_parser().map_err(failed)?;
-    let parser = OnnxParser::new(&parser, builder.create_network().map_err(failed)?).map_err(failed)?;
+    let parser =
+        OnnxParser::new(&parser, builder.create_network().map_err(failed)?).map_err(failed)?;
     let parsed = parser.parse(&model).map_err(|error| network.refuse(error))?;
     drop(model);
-    let open = check_tensors(&parsed, network, key)?;
     let mut config = builder.create_config().map_err(failed)?;
-    configure(&builder, &mut config, network, key, options, open).map_err(failed)?;
+    configure(&mut config, key, options).map_err(failed)?;
     use_timings(&mut config, &store.timings(key)).map_err(failed)?;
     report(Phase::Building);
     let plan = builder.build(&parsed, &config).map_err(failed)?;
     report(Phase::Writing);
-    let timings = config.timing_cache().map(|cache| cache.serialize()).transpose().map_err(failed)?;
+    let timings = config.timing_cache().map(TimingCache::serialize).transpose().map_err(failed)?;
     let record =
-        PlanRecord::new(&plan, key.clone(), options, None, start.elapsed().as_secs_f64());
+        PlanRecord::new(&plan, key.clone(), options, calibration, start.elapsed().as_secs_f64());
     let saved = store.save(&plan, &record);
     if let (Ok(_), Some(timings)) = (&saved, timings)
         && let Err(error) = store.save_timings(key, &timings)
@@ -190,59 +190,11 @@ fn check(
     Ok(())
 }
 
-/// The network in the key's precision, as ONNX.
-fn prepare(network: &NetworkFile, key: &PlanKey) -> Result<Vec<u8>, TensorRtError> {
-    let model = network.read()?;
-    if key.precision != Precision::Fp32 {
-        return Err(TensorRtError::Options { what: format!("{}: not converted", key.precision) });
-    }
-    Ok(model)
-}
-
-/// Checks names and shapes, and answers whether sizes of the input are open.
-fn check_tensors(
-    parsed: &Network<'_>,
-    network: &NetworkFile,
-    key: &PlanKey,
-) -> Result<bool, TensorRtError> {
-    let (inputs, outputs) = (parsed.inputs()?, parsed.outputs()?);
-    let [input] = inputs.as_slice() else {
-        return Err(network.refuse(format!("it has {} inputs instead of one", inputs.len())));
-    };
-    if input.name != network.input || !outputs.iter().any(|tensor| tensor.name == network.output) {
-        return Err(network.refuse(format!(
-            "it has no tensors called {} and {}; the bundle's manifest must name them",
-            network.input, network.output
-        )));
-    }
-    let wanted = key.input.dims();
-    let fits = input.shape.len() == wanted.len()
-        && input.shape.iter().zip(wanted).all(|(&own, asked)| own < 0 || own == asked);
-    if !fits {
-        return Err(network.refuse(format!(
-            "its input takes {:?}, where -1 is open, but {wanted:?} was asked for",
-            input.shape
-        )));
-    }
-    Ok(input.shape.iter().any(|&size| size < 0))
-}
-
-fn configure<'b>(
-    builder: &'b Builder,
-    config: &mut BuilderConfig<'b>,
-    network: &NetworkFile,
+fn configure(
+    config: &mut BuilderConfig<'_>,
     key: &PlanKey,
     options: BuildOptions,
-    open: bool,
 ) -> Result<(), LibraryError> {
-    if open {
-        // One size only: the plan is tuned for it, and takes no other.
-        let dims = key.input.dims().to_vec();
-        let range = ShapeRange { min: dims.clone(), opt: dims.clone(), max: dims };
-        let mut profile = builder.create_profile()?;
-        profile.set_range(&network.input, &range)?;
-        config.add_profile(&profile)?;
-    }
     if let Some(megabytes) = options.workspace_mb {
         config.set_workspace_limit((megabytes as usize) << 20);
     }

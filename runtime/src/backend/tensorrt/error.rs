@@ -33,7 +33,9 @@ pub enum TensorRtError {
         path: PathBuf,
     },
     /// There is no plan, and none can be built here.
-    #[error("there is no {precision} plan for {input} in {folder}, and none can be built: {reason}")]
+    #[error(
+        "there is no {precision} plan for {input} in {folder}, and none can be built: {reason}"
+    )]
     NoPlan {
         /// The precision asked for.
         precision: Precision,
@@ -119,7 +121,9 @@ impl TensorRtError {
     /// Whether the GPU's memory did not suffice. TensorRT tells this in words only.
     pub(super) fn is_out_of_memory(&self) -> bool {
         match self {
-            Self::Cuda(error) | Self::Library(LibraryError::Cuda(error)) => error.is_out_of_memory(),
+            Self::Cuda(error) | Self::Library(LibraryError::Cuda(error)) => {
+                error.is_out_of_memory()
+            }
             Self::Library(
                 LibraryError::Failed { detail, .. } | LibraryError::NoObject { detail, .. },
             ) => says_out_of_memory(detail),

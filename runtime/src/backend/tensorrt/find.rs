@@ -46,10 +46,13 @@ impl Places {
         }
         let mut folders: Vec<PathBuf> = beside.map(Path::to_owned).into_iter().collect();
         if let Some(python) = python.filter(|folder| !folder.is_empty()) {
-            let versions = fs::read_dir(Path::new(&python).join("lib")).into_iter().flatten().flatten();
+            let versions =
+                fs::read_dir(Path::new(&python).join("lib")).into_iter().flatten().flatten();
             for version in versions {
                 let packages = version.path().join("site-packages");
-                folders.extend(["tensorrt_libs", "tensorrt_lean_libs"].map(|name| packages.join(name)));
+                folders.extend(
+                    ["tensorrt_libs", "tensorrt_lean_libs"].map(|name| packages.join(name)),
+                );
             }
         }
         Self { driver: None, search: Search { folders, ..Search::default() } }
@@ -111,7 +114,8 @@ impl Installation {
                  choose another one with --device"
             ));
         }
-        let found = Self { driver, library, device, gpu, compute_capability, memory: memory as u64, cuda };
+        let found =
+            Self { driver, library, device, gpu, compute_capability, memory: memory as u64, cuda };
         Ok((found, context))
     }
 
@@ -155,9 +159,12 @@ fn library_reason(error: &LibraryError) -> String {
     match error {
         LibraryError::NotFound { tried } => {
             // The loader's answer for each name that it does not know would hide what matters.
-            let told: Vec<&str> =
-                tried.split("; ").filter(|part| !part.contains("No such file or directory")).collect();
-            let told = if told.is_empty() { String::new() } else { format!(" ({})", told.join("; ")) };
+            let told: Vec<&str> = tried
+                .split("; ")
+                .filter(|part| !part.contains("No such file or directory"))
+                .collect();
+            let told =
+                if told.is_empty() { String::new() } else { format!(" ({})", told.join("; ")) };
             format!(
                 "there is no TensorRT 10 or 11 (libnvinfer.so){told}; install it, or set {FOLDER_VARIABLE} to \
                  the folder of its libraries"

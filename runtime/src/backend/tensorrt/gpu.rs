@@ -54,8 +54,8 @@ impl Setup {
 
     /// Why no plan can be built here without more being said, if so.
     pub(super) fn cannot_build(&self, installation: &Installation) -> Option<String> {
-        let Self { precision, .. } = self;
-        if *precision == Precision::Int8 {
+        let ranges = self.store.calibration_path(&self.network.sha256);
+        if self.precision == Precision::Int8 && !ranges.is_file() {
             return Some(
                 "8-bit integers need frames to measure ranges on; run `conceptseg engine build --precision int8 \
                  --frames DIR`"
@@ -160,17 +160,16 @@ impl Gpu {
             return self.start(&plan, false, input);
         }
         let key = setup.key(&self.installation, input);
-        if let Some(engine) = self.load_stored(&key, true)? {
+        if let Some(engine) = self.load_stored(&key)? {
             return Ok(engine);
         }
         if let Some(reason) = setup.cannot_build(&self.installation) {
             return Err(setup.no_plan(input, reason));
         }
         // In a folder that cannot be written to nobody else builds either.
-        let building = setup.store.lock(|| tracing::info!("{}", Phase::Waiting.as_str())).ok();
-        if building.is_some()
-            && let Some(engine) = self.load_stored(&key, false)?
-        {
+        let mut waited = false;
+        let building = setup.store.lock(|| waited = true).ok();
+        if waited && let Some(engine) = self.load_stored(&key)? {
             return Ok(engine);
         }
         tracing::warn!(
@@ -208,12 +207,10 @@ impl Gpu {
     }
 
     /// The engine of a stored plan. A plan that is not trusted, or that TensorRT refuses, is none.
-    fn load_stored(&self, key: &PlanKey, tell: bool) -> Result<Option<Loaded>, TensorRtError> {
+    fn load_stored(&self, key: &PlanKey) -> Result<Option<Loaded>, TensorRtError> {
         let found = self.setup.store.find(key)?;
-        if tell {
-            for reason in &found.stale {
-                tracing::warn!("{reason}");
-            }
+        for reason in &found.stale {
+            tracing::warn!("{reason}");
         }
         let Some((path, plan, record)) = found.plan else { return Ok(None) };
         match self.start(&plan, record.options.version_compatible, key.input) {
@@ -233,7 +230,12 @@ impl Gpu {
     ///
     /// A version-compatible plan brings a runtime of its own, as host code. It is as trusted as any plan: those are
     /// programs for the GPU, and this one's hash is the recorded one.
-    fn start(&self, plan: &Plan, host_code: bool, input: InputShape) -> Result<Loaded, TensorRtError> {
+    fn start(
+        &self,
+        plan: &Plan,
+        host_code: bool,
+        input: InputShape,
+    ) -> Result<Loaded, TensorRtError> {
         let weights = plan.bytes().len() as u64;
         self.runtime.set_host_code_allowed(host_code);
         let engine = self

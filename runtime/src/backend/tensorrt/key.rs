@@ -15,7 +15,18 @@ const GPU_LETTERS: usize = 40;
 
 /// How the network computes. The input and the output are 32-bit floats in all of them.
 #[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum, Serialize, Deserialize,
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    clap::ValueEnum,
+    Serialize,
+    Deserialize,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -109,7 +120,8 @@ impl FromStr for ComputeCapability {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text.split_once('.').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+        let parts =
+            text.split_once('.').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
         parts
             .map(|(major, minor)| Self(major, minor))
             .ok_or_else(|| format!("\"{text}\" is no compute capability such as 8.7"))
@@ -218,7 +230,8 @@ impl PlanKey {
             return other("size", &self.input, &wanted.input);
         }
         if self.dla != wanted.dla {
-            let name = |dla: Option<u32>| dla.map_or("the GPU".to_owned(), |n| format!("DLA core {n}"));
+            let name =
+                |dla: Option<u32>| dla.map_or("the GPU".to_owned(), |n| format!("DLA core {n}"));
             return other("execution on", &name(self.dla), &name(wanted.dla));
         }
         let (own, asked) = (self.compute_capability, wanted.compute_capability);
@@ -229,7 +242,8 @@ impl PlanKey {
         }
         // NVIDIA's support matrix: within a major version, and from one to the next known one.
         let (own, asked) = (self.tensorrt, wanted.tensorrt);
-        let steps = matches!((own.major, asked.major), (8, 10) | (10, 11)) || own.major == asked.major;
+        let steps =
+            matches!((own.major, asked.major), (8, 10) | (10, 11)) || own.major == asked.major;
         let later = compatible.versions && asked >= own && steps;
         if own != asked && !later {
             return other("TensorRT", &own, &asked);
@@ -321,7 +335,9 @@ pub(super) mod tests {
         let built = key();
         assert_eq!(built.differs(&on(ComputeCapability(12, 0), (11, 4)), all), None);
         assert!(built.differs(&on(ComputeCapability(7, 5), (10, 3)), all).unwrap().contains("GPU"));
-        assert!(built.differs(&on(ComputeCapability(9, 0), (10, 2)), all).unwrap().contains("10.2"));
+        assert!(
+            built.differs(&on(ComputeCapability(9, 0), (10, 2)), all).unwrap().contains("10.2")
+        );
         let eight = on(ComputeCapability(8, 0), (8, 6));
         assert_eq!(eight.differs(&on(ComputeCapability(9, 0), (10, 15)), all), None);
         assert!(eight.differs(&on(ComputeCapability(9, 0), (11, 1)), all).is_some());

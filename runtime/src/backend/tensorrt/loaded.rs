@@ -229,7 +229,10 @@ fn check_tensor(info: &TensorInfo, mode: TensorMode) -> Result<(), TensorRtError
     }
     Err(conceptseg_tensorrt::Error::UnsupportedTensor {
         tensor: info.name.clone(),
-        reason: format!("it is an {:?} of {}, not an {mode:?} of float32", info.mode, info.data_type),
+        reason: format!(
+            "it is an {:?} of {}, not an {mode:?} of float32",
+            info.mode, info.data_type
+        ),
     }
     .into())
 }
@@ -243,7 +246,10 @@ fn output_dims(shape: &[i64], input: InputShape) -> Result<[usize; 4], TensorRtE
         }
         _ => Err(conceptseg_tensorrt::Error::UnsupportedTensor {
             tensor: "of the output".to_owned(),
-            reason: format!("it has shape {shape:?} instead of [{}, dim, rows, columns]", input.batch),
+            reason: format!(
+                "it has shape {shape:?} instead of [{}, dim, rows, columns]",
+                input.batch
+            ),
         }
         .into()),
     }

@@ -15,6 +15,7 @@ mod gpu;
 mod kept;
 mod key;
 mod loaded;
+mod precision;
 mod store;
 
 use std::sync::Arc;
@@ -98,7 +99,10 @@ impl TensorRt {
             && !setup.store.has_any_size(&key)?
         {
             return Err(TensorRtError::Unavailable {
-                reason: format!("{} has no {precision} plan for it: {reason}", setup.store.folder().display()),
+                reason: format!(
+                    "{} has no {precision} plan for it: {reason}",
+                    setup.store.folder().display()
+                ),
             });
         }
         let dla = dla.map_or(String::new(), |core| format!(", DLA core {core}"));
@@ -232,4 +236,5 @@ impl Backend for TensorRt {
     }
 }
 
-
+#[cfg(test)]
+mod tests;

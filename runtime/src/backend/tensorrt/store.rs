@@ -69,9 +69,9 @@ pub struct SealEntry {
 #[serde(deny_unknown_fields)]
 pub struct CalibrationEntry {
     /// Number of frames.
-    pub frames: usize,
-    /// Folder that they came from, for people.
-    pub source: String,
+    pub frames: u64,
+    /// SHA-256 of the file with the ranges, hexadecimal.
+    pub sha256: String,
 }
 
 impl PlanRecord {
@@ -84,9 +84,9 @@ impl PlanRecord {
         seconds: f64,
     ) -> Self {
         let now = time::OffsetDateTime::now_utc().replace_nanosecond(0);
-        let now = now.ok().and_then(|now| {
-            now.format(&time::format_description::well_known::Rfc3339).ok()
-        });
+        let now = now
+            .ok()
+            .and_then(|now| now.format(&time::format_description::well_known::Rfc3339).ok());
         let seal = plan.seal();
         Self {
             format_version: FORMAT_VERSION,
@@ -249,13 +249,28 @@ impl PlanStore {
     }
 
     fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), TensorRtError> {
-        fs::create_dir_all(&self.folder)
-            .and_then(|()| write_atomic(path, |file| file.write_all(bytes)))
+        self.create()?;
+        write_atomic(path, |file| file.write_all(bytes))
             .map_err(|source| TensorRtError::Io { path: path.to_owned(), source })
     }
 
     fn timings_path(&self, gpu: &str, capability: ComputeCapability, version: Version) -> PathBuf {
         self.folder.join(format!("timing-{}.cache", machine(gpu, capability, version)))
+    }
+
+    /// File with the ranges of 8-bit integers that were measured on the network of this hash. It serves all sizes.
+    pub fn calibration_path(&self, onnx_sha256: &str) -> PathBuf {
+        let digits: String = onnx_sha256.chars().take(8).collect();
+        self.folder.join(format!("calibration-{digits}.json"))
+    }
+
+    /// Makes the folder, so that files can be written to it.
+    ///
+    /// # Errors
+    /// [`TensorRtError::Io`].
+    pub fn create(&self) -> Result<(), TensorRtError> {
+        fs::create_dir_all(&self.folder)
+            .map_err(|source| TensorRtError::Io { path: self.folder.clone(), source })
     }
 
     /// The timings of earlier builds for this GPU and version; empty where there are none that can be read.
@@ -280,8 +295,8 @@ impl PlanStore {
     /// is called where there is something to wait for.
     pub(super) fn lock(&self, waiting: impl FnOnce()) -> Result<File, TensorRtError> {
         let path = self.folder.join(LOCK);
+        self.create()?;
         let take = || {
-            fs::create_dir_all(&self.folder)?;
             let file = File::options().create(true).append(true).open(&path)?;
             if file.try_lock().is_err() {
                 waiting();
@@ -407,7 +422,11 @@ mod tests {
     #[test]
     fn a_plan_of_another_gpu_under_the_right_name_is_not_used() {
         let (_bundle, store) = store();
-        let path = save(&store, &PlanKey { gpu: "Orin-nvgpu".to_owned(), ..key() }, BuildOptions::default());
+        let path = save(
+            &store,
+            &PlanKey { gpu: "Orin-nvgpu".to_owned(), ..key() },
+            BuildOptions::default(),
+        );
         assert_eq!(path.file_stem().unwrap().to_str().unwrap(), key().file_stem());
         assert!(stale(&store, &key()).contains("built for the GPU Orin-nvgpu (8.7)"));
     }
@@ -415,7 +434,11 @@ mod tests {
     #[test]
     fn a_plan_of_this_machine_comes_before_a_compatible_one() {
         let (_bundle, store) = store();
-        let options = BuildOptions { gpus: Gpus::AmperePlus, version_compatible: true, ..BuildOptions::default() };
+        let options = BuildOptions {
+            gpus: Gpus::AmperePlus,
+            version_compatible: true,
+            ..BuildOptions::default()
+        };
         let old = conceptseg_tensorrt::Version { major: 8, minor: 6, patch: 0 };
         save(&store, &PlanKey { gpu: "a".to_owned(), tensorrt: old, ..key() }, options);
         let (_, _, record) = store.find(&key()).unwrap().plan.unwrap();

@@ -64,7 +64,9 @@ impl Fake {
         Self::load(to)
     }
 
-    /// Changes a setting. In the fake driver the name of a call sets what it answers.
+    /// Changes a setting. In the fake driver the name of a call sets what it answers, and `CALL:breaks` the number of
+    /// the call that breaks the context. For child processes there are `FAKE_CUDA` and `FAKE_TENSORRT`
+    /// (`name=value,name=value`), and `FAKE_TENSORRT_CALLS`, a file that gets the calls.
     pub fn set(&self, name: &str, value: i64) {
         let name = CString::new(name).unwrap();
         // SAFETY: the signature is that in the fake's source; the name lives during the call.

@@ -3,15 +3,17 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use conceptseg::backend::tensorrt::{
-    BuildOptions, Gpus, InputShape, MAX_BATCH, MAX_SIDE, PlanKey, PlanRecord,
+    BuildOptions, Gpus, InputShape, Installation, MAX_BATCH, MAX_SIDE, Places, PlanKey, PlanRecord,
+    Precision,
 };
 use conceptseg::bundle::Bundle;
 use conceptseg::embed::InputSize;
 use conceptseg::stream::StreamConfig;
 use serde_json::json;
 
+use super::calibrate;
 use super::{file_name, key_json, megabytes};
 use crate::backend::GpuArgs;
 use crate::progress::spinner;
@@ -34,6 +36,10 @@ pub struct Args {
     batch: u32,
     #[command(flatten)]
     gpu: GpuArgs,
+    /// Folder of frames (JPEG, PNG) to measure the ranges of 8-bit integers on, for int8. They serve
+    /// later builds too.
+    #[arg(long, value_name = "DIR")]
+    frames: Option<PathBuf>,
     /// Megabytes of GPU memory that a layer may use for intermediate results; all there is
     /// without this option.
     #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u32).range(1..))]
@@ -67,9 +73,19 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     let (input_width, input_height) =
         InputSize::ShortSide(args.short_side).of_entry(entry, width, height);
     let input = InputShape { batch: args.batch, height: input_height, width: input_width };
+    ensure!(
+        args.frames.is_none() || args.gpu.precision == Precision::Int8,
+        "--frames is for --precision int8 only; other precisions need no frames"
+    );
+    if let Some(frames) = &args.frames {
+        // Minutes of measuring are for nothing where no plan can be built.
+        Installation::find(&Places::of_process(), args.gpu.device)?;
+        calibrate::run(&bundle, frames, InputSize::ShortSide(args.short_side))?;
+    }
     let gpu = super::open(&bundle, args.gpu)?;
     let key = gpu.key(input)?;
     if !args.force
+        && args.frames.is_none()
         && let Some((path, _, record)) = gpu.store().find(&key)?.plan
     {
         return report(args, &path, &record, false, json);
@@ -119,6 +135,7 @@ fn report(
             "seconds": record.seconds,
             "created": record.created,
             "calibration": record.calibration,
+            "options": record.options,
         });
         writeln!(out, "{object}")?;
     } else if built {

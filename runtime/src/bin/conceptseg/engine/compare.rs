@@ -37,7 +37,14 @@ impl Side {
         self.embedder.embed()?;
         let (map, codebook) = (self.embedder.map(), self.embedder.model().codebook());
         let config = SegmentationConfig::default();
-        self.labeler.label(map, codebook, &config, frame.width(), frame.height(), &mut self.concepts)?;
+        self.labeler.label(
+            map,
+            codebook,
+            &config,
+            frame.width(),
+            frame.height(),
+            &mut self.concepts,
+        )?;
         Ok(())
     }
 }
@@ -202,10 +209,8 @@ mod tests {
         let bundle = tempfile::tempdir().unwrap();
         write_tiny_bundle(bundle.path());
         let model = Model::open(bundle.path(), &BackendOptions::new(BackendKind::Rten, 1)).unwrap();
-        let mut comparison =
-            Comparison::new(Arc::clone(&model), model, InputSize::ShortSide(64));
-        let scene =
-            Scene::new(SceneConfig { width: 96, height: 64, frames: 3, seed: 1 }).unwrap();
+        let mut comparison = Comparison::new(Arc::clone(&model), model, InputSize::ShortSide(64));
+        let scene = Scene::new(SceneConfig { width: 96, height: 64, frames: 3, seed: 1 }).unwrap();
         for index in 0..3 {
             let frame = scene.frame(index);
             let view = FrameView::rgb(96, 64, frame.image.as_raw()).unwrap();

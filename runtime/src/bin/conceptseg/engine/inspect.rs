@@ -41,8 +41,7 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
         );
     }
     let one = args.plan.is_some();
-    let shown: Vec<Shown> =
-        plans.iter().map(|plan| Shown::of(&bundle, &machine, plan)).collect();
+    let shown: Vec<Shown> = plans.iter().map(|plan| Shown::of(&bundle, &machine, plan)).collect();
     let details: Vec<Option<Details>> = plans
         .iter()
         .zip(&shown)
@@ -55,8 +54,11 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
         .collect::<Result<_>>()?;
     let mut out = std::io::stdout().lock();
     if json {
-        let plans: Vec<Value> =
-            shown.iter().zip(&details).map(|(shown, details)| shown.json(details.as_ref())).collect();
+        let plans: Vec<Value> = shown
+            .iter()
+            .zip(&details)
+            .map(|(shown, details)| shown.json(details.as_ref()))
+            .collect();
         let object = json!({
             "bundle": bundle.manifest.name,
             "machine": machine.as_ref().ok().map(Installation::describe),
@@ -70,7 +72,11 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
         writeln!(out, "without TensorRT (plans are held against the bundle only): {reason}\n")?;
     }
     if shown.is_empty() {
-        writeln!(out, "{} has no plans; `conceptseg engine build` makes one", args.bundle.display())?;
+        writeln!(
+            out,
+            "{} has no plans; `conceptseg engine build` makes one",
+            args.bundle.display()
+        )?;
     } else if one {
         for (shown, details) in shown.iter().zip(&details) {
             write!(out, "{}", shown.text(details.as_ref()))?;
@@ -94,8 +100,10 @@ impl Shown {
         let bytes = std::fs::metadata(&plan.path).ok().map(|metadata| metadata.len());
         let stale = match &plan.record {
             Ok(record) => {
-                let mut wanted =
-                    PlanKey { onnx_sha256: bundle.manifest.embedder.sha256.clone(), ..record.key.clone() };
+                let mut wanted = PlanKey {
+                    onnx_sha256: bundle.manifest.embedder.sha256.clone(),
+                    ..record.key.clone()
+                };
                 if let Ok(machine) = machine {
                     wanted.gpu.clone_from(&machine.gpu);
                     wanted.compute_capability = machine.compute_capability;
@@ -141,7 +149,10 @@ impl Shown {
         if let Some(record) = &self.record {
             let PlanRecord { key, options, .. } = record;
             lines.push(("input", format!("{} (height x width), {}", key.input, key.precision)));
-            lines.push(("GPU", format!("{}, compute capability {}", key.gpu, key.compute_capability)));
+            lines.push((
+                "GPU",
+                format!("{}, compute capability {}", key.gpu, key.compute_capability),
+            ));
             if let Some(core) = key.dla {
                 lines.push(("DLA core", core.to_string()));
             }
@@ -161,10 +172,12 @@ impl Shown {
                 ),
             ));
             if let Some(calibration) = &record.calibration {
-                let frames = calibration.frames;
-                lines.push(("ranges", format!("{frames} frames of {}", calibration.source)));
+                lines.push(("ranges", format!("measured on {} frames", calibration.frames)));
             }
-            lines.push(("built", format!("{} in {:.1} s by {}", record.created, record.seconds, record.producer)));
+            lines.push((
+                "built",
+                format!("{} in {:.1} s by {}", record.created, record.seconds, record.producer),
+            ));
             lines.push(("ONNX", key.onnx_sha256.clone()));
         }
         if let Some(details) = details {
@@ -201,7 +214,8 @@ struct Details {
 
 impl Details {
     fn of(args: &Args, bundle: &Bundle, plan: &StoredPlan, record: &PlanRecord) -> Result<Self> {
-        let gpu = GpuArgs { device: args.device, precision: record.key.precision, dla: record.key.dla };
+        let gpu =
+            GpuArgs { device: args.device, precision: record.key.precision, dla: record.key.dla };
         let gpu = super::open(bundle, gpu)?;
         gpu.with_gpu(|gpu| {
             let loaded = gpu.load_plan(&plan.path, record)?;
@@ -211,7 +225,8 @@ impl Details {
                 .iter()
                 .map(|t| format!("{} {:?} {} {:?}", t.name, t.mode, t.data_type, t.shape))
                 .collect();
-            let layers = layers(&engine.inspect()?).context("reading what TensorRT tells of layers")?;
+            let layers =
+                layers(&engine.inspect()?).context("reading what TensorRT tells of layers")?;
             Ok(Self { tensors, memory: loaded.lane_bytes(), layers })
         })
     }
@@ -227,7 +242,9 @@ fn layers(text: &str) -> Result<Vec<String>> {
             Value::String(name) => name.clone(),
             Value::Object(object) => {
                 let word = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or("");
-                format!("{} {} {}", word("LayerType"), word("Name"), word("TacticName")).trim().to_owned()
+                format!("{} {} {}", word("LayerType"), word("Name"), word("TacticName"))
+                    .trim()
+                    .to_owned()
             }
             other => other.to_string(),
         })

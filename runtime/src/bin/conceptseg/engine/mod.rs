@@ -1,6 +1,7 @@
 //! `conceptseg engine`: plans for TensorRT, made, looked at and compared with the CPU.
 
 mod build;
+mod calibrate;
 mod compare;
 mod inspect;
 mod verify;

@@ -87,8 +87,7 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     let plan = Model::open(&args.bundle, &options)?;
     let reference = Model::open(&args.bundle, &BackendOptions::new(on_cpu(), 0))?;
     let names = [reference.backend_description(), plan.backend_description()];
-    let mut comparison =
-        Comparison::new(reference, plan, InputSize::ShortSide(args.short_side));
+    let mut comparison = Comparison::new(reference, plan, InputSize::ShortSide(args.short_side));
     let bar = progress_bar("", "frames", count)?;
     for index in 0..count {
         let image = images.read_image(index)?;
@@ -114,13 +113,17 @@ impl Args {
         // Comparisons with what is no number are false: that fails too.
         let passes = |value: f64, least: f64| value >= least;
         if !passes(cosine, least) {
-            return Some(format!("the mean cosine is {cosine:.5}, and {least} is asked for"));
+            return Some(format!("the mean cosine is {cosine:.7}, and {least} is asked for"));
         }
-        let shares =
-            [("concepts", agreement.concepts, self.min_concepts), ("masks", agreement.masks, self.min_masks)];
+        let shares = [
+            ("concepts", agreement.concepts, self.min_concepts),
+            ("masks", agreement.masks, self.min_masks),
+        ];
         shares.into_iter().find_map(|(what, share, least)| {
             let share = share.filter(|&share| !passes(share, least))?;
-            Some(format!("{what} are the same at {share:.2} % of the pixels, and {least} % are asked for"))
+            Some(format!(
+                "{what} are the same at {share:.2} % of the pixels, and {least} % are asked for"
+            ))
         })
     }
 }
@@ -198,7 +201,7 @@ mod tests {
         assert_eq!(args.failed(&agreement(0.9995, 99.0, Some(90.0)), 0.999), None);
         assert_eq!(args.failed(&agreement(0.9995, 99.0, None), 0.999), None);
         let reason = args.failed(&agreement(0.9, 1.0, None), 0.999).unwrap();
-        assert!(reason.starts_with("the mean cosine is 0.90000"), "{reason}");
+        assert!(reason.starts_with("the mean cosine is 0.9000000"), "{reason}");
         let reason = args.failed(&agreement(1.0, 94.0, None), 0.999).unwrap();
         assert!(reason.starts_with("concepts are the same at 94.00 %"), "{reason}");
         let reason = args.failed(&agreement(1.0, 99.0, Some(89.0)), 0.999).unwrap();

@@ -31,6 +31,8 @@ pub enum Object {
 pub struct State {
     calls: Vec<String>,
     settings: BTreeMap<String, i64>,
+    /// How often each call was made.
+    counts: BTreeMap<String, i64>,
     memory: BTreeMap<u64, Block>,
     pinned: BTreeMap<u64, Block>,
     objects: BTreeMap<u64, Object>,
@@ -44,6 +46,7 @@ pub struct State {
 static STATE: Mutex<State> = Mutex::new(State {
     calls: Vec::new(),
     settings: BTreeMap::new(),
+    counts: BTreeMap::new(),
     memory: BTreeMap::new(),
     pinned: BTreeMap::new(),
     objects: BTreeMap::new(),
@@ -73,8 +76,14 @@ fn is_sticky(code: i32) -> bool {
 }
 
 impl State {
+    /// As it was set, else as `FAKE_CUDA` has it: `name=value,name=value`.
     fn setting(&self, name: &str, default: i64) -> i64 {
-        self.settings.get(name).copied().unwrap_or(default)
+        if let Some(&value) = self.settings.get(name) {
+            return value;
+        }
+        let given = std::env::var("FAKE_CUDA").unwrap_or_default();
+        let mut pairs = given.split(',').filter_map(|pair| pair.split_once('='));
+        pairs.find(|(key, _)| *key == name).map_or(default, |(_, value)| value.parse().unwrap())
     }
 
     /// Notes a call, and answers the error that was asked for it, or that of the broken context.
@@ -82,6 +91,12 @@ impl State {
         self.calls.push(name.to_owned());
         if self.sticky != 0 {
             return self.sticky;
+        }
+        let number = self.counts.entry(name.to_owned()).or_default();
+        *number += 1;
+        let number = *number;
+        if number == self.setting(&format!("{name}:breaks"), 0) {
+            return self.fail(700);
         }
         let once = self.settings.remove(&format!("{name}:once"));
         let answer = once.unwrap_or_else(|| self.setting(name, 0)) as i32;
