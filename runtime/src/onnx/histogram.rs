@@ -166,7 +166,7 @@ fn divergence(counts: &[f64], bins: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use rand::{RngExt as _, SeedableRng as _};
+    use rand::SeedableRng as _;
     use rand_pcg::Pcg64;
 
     use super::*;

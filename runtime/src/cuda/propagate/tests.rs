@@ -342,7 +342,7 @@ fn a_real_clip_gets_the_masks_of_the_cpu() {
 
     let Some(root) = crate::testdata::shared("data/davis") else { return };
     let bundle = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/starter");
-    let options = BackendOptions { kind: BackendKind::Rten, threads: 0 };
+    let options = BackendOptions::new(BackendKind::Rten, 0);
     let Ok(model) = Model::open(bundle.as_ref(), &options) else {
         println!("skipped: no bundle in {bundle}");
         return;
