@@ -4,10 +4,11 @@
 use std::fs;
 use std::path::Path;
 
-use conceptseg::cuda::kernels::{OPTIONS, PTX, SOURCE};
-use conceptseg_tensorrt::cuda::Nvrtc;
-use conceptseg_tensorrt_fakes::nvrtc;
-use sha2::{Digest as _, Sha256};
+use conceptseg::cuda::CudaPathError;
+use conceptseg::cuda::kernels::{Kernels, OPTIONS, PTX, SOURCE};
+use conceptseg_tensorrt::Seal;
+use conceptseg_tensorrt::cuda::{Context, Nvrtc, NvrtcError};
+use conceptseg_tensorrt_fakes::{gpu, nvrtc};
 
 /// What makes the shipped PTX, and for which GPUs: all from this compute capability on.
 const SHIPPED: (&str, &str) = ("12.6.85", "compute_75");
@@ -27,7 +28,7 @@ fn the_shipped_ptx_is_made_of_this_source() {
     let nvrtc = Nvrtc::open_file(library).unwrap();
     let (ptx, log) = compile(&nvrtc, architecture, &[]);
     assert_eq!(log, "", "a warning is an error");
-    let digest: String = Sha256::digest(SOURCE).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = Seal::of(SOURCE.as_bytes()).digits();
     let expected = format!(
         "// source sha256:{digest}\n// NVRTC {version} --gpu-architecture={architecture} {}\n{ptx}",
         OPTIONS.join(" ")
@@ -58,4 +59,19 @@ fn the_source_compiles_for_every_gpu_that_is_served() {
             println!("NVRTC {version}, sm_{capability}:\n{log}");
         }
     }
+}
+
+#[test]
+fn at_run_time_the_source_is_compiled_for_the_gpu_at_hand() {
+    let (Some(library), Some(gpu)) = (nvrtc("12.6.85"), gpu(SOURCE)) else { return };
+    let nvrtc = Nvrtc::open_file(library).unwrap();
+    let kernels = Kernels::compile(&gpu.context, &nvrtc).unwrap();
+    assert_eq!(kernels.function("copy_floats").unwrap().name(), "copy_floats");
+    // A GPU that came after this NVRTC.
+    gpu.cuda.set("compute_major", 12);
+    gpu.cuda.set("compute_minor", 0);
+    let newer = Context::new(&gpu.driver, 0).unwrap();
+    let error = Kernels::compile(&newer, &nvrtc).unwrap_err();
+    assert!(matches!(error, CudaPathError::Nvrtc(NvrtcError::Call { .. })), "{error}");
+    assert!(error.to_string().contains("gpu-architecture"), "{error}");
 }

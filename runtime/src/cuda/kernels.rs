@@ -65,15 +65,20 @@ impl Kernels {
         match source {
             // A zero inside would cut the text off, which the driver then refuses.
             KernelSource::Ptx => Self::from_ptx(context, &CString::new(PTX).unwrap_or_default()),
-            KernelSource::Nvrtc => {
-                let (major, minor) = context.compute_capability()?;
-                let gpu = format!("--gpu-architecture=compute_{major}{minor}");
-                let [standard, contraction] = OPTIONS;
-                let options = [gpu.as_str(), standard, contraction];
-                let compiled = Nvrtc::open()?.compile(SOURCE, "kernels.cu", &options)?;
-                Self::from_ptx(context, &compiled.ptx)
-            }
+            KernelSource::Nvrtc => Self::compile(context, &Nvrtc::open()?),
         }
+    }
+
+    /// Compiles the kernels for the GPU's own compute capability, and loads them.
+    ///
+    /// # Errors
+    /// Where NVRTC does not know the GPU, or the driver does not take what a newer NVRTC makes.
+    pub fn compile(context: &Arc<Context>, nvrtc: &Nvrtc) -> Result<Arc<Self>, CudaPathError> {
+        let (major, minor) = context.compute_capability()?;
+        let gpu = format!("--gpu-architecture=compute_{major}{minor}");
+        let [standard, contraction] = OPTIONS;
+        let compiled = nvrtc.compile(SOURCE, "kernels.cu", &[&gpu, standard, contraction])?;
+        Self::from_ptx(context, &compiled.ptx)
     }
 
     /// Loads kernels that somebody compiled from [`SOURCE`], for tests and measurements.
