@@ -238,6 +238,7 @@ fn compare(gpu: &TestGpu, map: MapSize, frame: (usize, usize), data: Vec<f32>) {
     let (w, h) = (frame.0 as u32, frame.1 as u32);
     ConceptLabeler::new().label(&embedding, &codebook, &config, w, h, &mut want).unwrap();
     let equal = got.concepts.iter().zip(&want.concepts).filter(|(g, w)| g == w).count();
+    println!("{}: {equal} of {} pixels have the concept of the CPU", gpu.name, w * h);
     assert_eq!((got.width, got.height), (w, h));
     assert!(equal * 1000 >= want.concepts.len() * 999, "{}: {equal} of {}", gpu.name, w * h);
     if got.concepts == want.concepts {
