@@ -67,7 +67,7 @@ fn embeddings_are_metadata_of_the_grid_size() {
 #[test]
 fn the_elements_find_what_the_library_finds() {
     let fixture = Fixture::new();
-    let options = BackendOptions { kind: BackendKind::Rten, threads: 1 };
+    let options = BackendOptions::new(BackendKind::Rten, 1);
     let model = Model::open(&fixture.bundle(), &options).unwrap();
     let config = StreamConfig { short_side: 64, ..StreamConfig::default() };
     let mut stream = StreamState::new(model, config);

@@ -39,6 +39,7 @@
 pub mod backend;
 pub mod bundle;
 pub mod concepts;
+pub mod cuda;
 pub mod datasets;
 mod dot;
 pub mod embed;
@@ -48,6 +49,7 @@ pub mod files;
 pub mod frame;
 pub mod labels;
 pub mod metrics;
+pub mod onnx;
 pub mod overlay;
 pub mod propagate;
 pub mod results;

@@ -78,7 +78,7 @@ impl PackedLayout {
     /// Blue, green, red and a fourth byte that is left alone (alpha or padding).
     pub const BGRX: Self = Self { bytes_per_pixel: 4, red: 2, green: 1, blue: 0 };
 
-    fn is_valid(self) -> bool {
+    pub(crate) fn is_valid(self) -> bool {
         [self.red, self.green, self.blue].iter().all(|&o| o < self.bytes_per_pixel)
     }
 
@@ -184,15 +184,15 @@ const INSTANCE_COLORS: [[u8; 3]; 256] = {
 
 /// Opacity in 256ths.
 #[derive(Clone, Copy)]
-struct Alpha(i32);
+pub(crate) struct Alpha(pub(crate) i32);
 
 impl Alpha {
-    fn new(opacity: f32) -> Self {
+    pub(crate) fn new(opacity: f32) -> Self {
         // `as` turns NaN into 0.
         Self((opacity.clamp(0.0, 1.0) * 256.0).round() as i32)
     }
 
-    fn mix(self, under: u8, over: u8) -> u8 {
+    pub(crate) fn mix(self, under: u8, over: u8) -> u8 {
         let under = i32::from(under);
         (under + (((i32::from(over) - under) * self.0 + 128) >> 8)) as u8
     }

@@ -7,7 +7,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::backend::BackendError;
+use crate::backend::tensorrt::TensorRtError;
 use crate::concepts::{ConceptError, ConceptLabeler, ConceptMap, SegmentationConfig};
+use crate::cuda::{CudaPathError, GpuStream};
 use crate::embed::{EmbedError, FrameEmbedder, InputSize, Model};
 use crate::frame::{FrameError, FrameView};
 use crate::labels::LabelMap;
@@ -29,6 +32,34 @@ pub enum StreamError {
     /// The masks could not be carried, or a given mask does not fit.
     #[error(transparent)]
     Propagate(#[from] PropagateError),
+    /// Something but the network failed on the GPU.
+    #[error("the frame could not be processed on the GPU: {0}")]
+    Gpu(CudaPathError),
+}
+
+impl StreamError {
+    /// Whether the CPU could do what was asked for, because the GPU failed.
+    fn is_of_gpu(&self) -> bool {
+        let failed = matches!(self, Self::Embed(EmbedError::Backend(BackendError::TensorRt(_))));
+        failed || matches!(self, Self::Gpu(_))
+    }
+}
+
+impl From<CudaPathError> for StreamError {
+    fn from(error: CudaPathError) -> Self {
+        match error {
+            CudaPathError::Propagate(error) => error.into(),
+            CudaPathError::Concepts(error) => error.into(),
+            CudaPathError::TensorRt(error) => error.into(),
+            other => Self::Gpu(other),
+        }
+    }
+}
+
+impl From<TensorRtError> for StreamError {
+    fn from(error: TensorRtError) -> Self {
+        Self::Embed(BackendError::from(error).into())
+    }
 }
 
 /// Settings of a stream.
@@ -94,6 +125,8 @@ pub struct StreamState {
     config: StreamConfig,
     embedder: FrameEmbedder,
     labeler: ConceptLabeler,
+    /// Everything on the GPU, where the model runs there.
+    gpu: Option<GpuStream>,
     masks: MaskTrack,
     frames: u64,
     result: FrameResult,
@@ -103,6 +136,7 @@ impl StreamState {
     /// The state before the first frame.
     pub fn new(model: Arc<Model>, config: StreamConfig) -> Self {
         Self {
+            gpu: model.gpu().map(|gpu| GpuStream::new(gpu, true)),
             embedder: FrameEmbedder::new(model),
             labeler: ConceptLabeler::new(),
             masks: MaskTrack::new(config.propagation.clone()),
@@ -122,12 +156,7 @@ impl StreamState {
     /// white on black ([`LabelMap::with_white_as_instance`]). Masks that were carried before
     /// are forgotten then.
     pub fn set_instances(&mut self, mask: LabelMap) {
-        self.change_instances(MaskChange::Replace(mask));
-    }
-
-    /// Has objects join or leave at the next frame while the others are carried on.
-    pub fn change_instances(&mut self, change: MaskChange) {
-        self.masks.change(change);
+        self.masks.change(MaskChange::Replace(mask));
     }
 
     /// Processes the next frame.
@@ -143,6 +172,17 @@ impl StreamState {
         (self.result.index, self.result.width, self.result.height) = (self.frames, width, height);
         self.frames += 1;
         self.masks.check(width, height)?;
+
+        if let Some(gpu) = self.gpu.take() {
+            let given = self.masks.take_given();
+            if self.process_on_gpu(gpu, frame, given.as_ref())? {
+                return Ok(&self.result);
+            }
+            // The GPU's memory of the masks is lost; their last state is not.
+            if let Some(mask) = given.or_else(|| self.last_masks(width, height)) {
+                self.masks.change(MaskChange::Replace(mask));
+            }
+        }
 
         let mut clock = Clock::start();
         self.embedder.prepare(frame, InputSize::ShortSide(self.config.short_side))?;
@@ -169,6 +209,39 @@ impl StreamState {
             self.result.times.propagation = Duration::ZERO;
         }
         Ok(&self.result)
+    }
+
+    /// The masks of the frame before at a new size; nothing where no object is left.
+    fn last_masks(&self, width: u32, height: u32) -> Option<LabelMap> {
+        let last = self.result.masks.as_ref()?.scaled(width, height);
+        (!last.instance_ids().is_empty()).then_some(last)
+    }
+
+    /// Processes a frame on the GPU. Answers false where the CPU is to do it, now and from now on.
+    fn process_on_gpu(
+        &mut self,
+        mut on_gpu: GpuStream,
+        frame: &FrameView<'_>,
+        given: Option<&LabelMap>,
+    ) -> Result<bool, StreamError> {
+        let model = Arc::clone(self.model());
+        // Another stream may have given it up.
+        let Some(gpu) = model.gpu() else { return Ok(false) };
+        let shared = (model.as_ref(), gpu);
+        match on_gpu.process(shared, &self.config, frame, given, &mut self.result) {
+            Ok(()) => {}
+            Err(StreamError::Gpu(error)) if error.is_unsuited() => {
+                tracing::info!("only the network runs on the GPU: {error}");
+                return Ok(false);
+            }
+            Err(error) if error.is_of_gpu() && model.give_up_gpu(&error) => return Ok(false),
+            Err(error) => {
+                self.gpu = Some(on_gpu);
+                return Err(error);
+            }
+        }
+        self.gpu = Some(on_gpu);
+        Ok(true)
     }
 }
 
@@ -207,7 +280,7 @@ mod tests {
             .size(size)
             .write(dir.path(), Path::new(onnx), &codebook)
             .unwrap();
-        Model::open(dir.path(), &BackendOptions { kind: BackendKind::Rten, threads: 1 }).unwrap()
+        Model::open(dir.path(), &BackendOptions::new(BackendKind::Rten, 1)).unwrap()
     }
 
     fn stream(config: StreamConfig) -> StreamState {

@@ -55,7 +55,7 @@ impl Default for Settings {
 
 impl Settings {
     fn open(&self, renew: bool) -> Result<Loaded, models::OpenError> {
-        let options = BackendOptions { kind: self.backend.into(), threads: self.threads as usize };
+        let options = BackendOptions::new(self.backend.into(), self.threads as usize);
         models::open(self.bundle.as_deref(), &options, self.engine_id.as_deref(), renew)
     }
 }

@@ -8,7 +8,7 @@ mod mutable;
 mod preprocess;
 mod strided;
 
-pub(crate) use color::RgbToYuv;
+pub(crate) use color::{YuvToRgb, rgb_to_yuv};
 pub use mutable::{FrameViewMut, PlaneMut};
 pub use preprocess::{Normalization, Preprocessor, network_size};
 
@@ -257,6 +257,16 @@ impl<'a> FrameView<'a> {
     /// Memory layout.
     pub const fn format(&self) -> PixelFormat {
         self.format
+    }
+
+    /// How its numbers are to be read.
+    pub(crate) const fn colorimetry(&self) -> Colorimetry {
+        self.colorimetry
+    }
+
+    /// A plane; `index` is below [`PixelFormat::planes`].
+    pub(crate) const fn plane(&self, index: usize) -> Plane<'a> {
+        self.planes[index]
     }
 }
 

@@ -28,6 +28,15 @@ pub struct Normalization {
     pub std: [f32; 3],
 }
 
+impl Normalization {
+    /// Scale and offset of each channel: value = byte * scale + offset.
+    pub(crate) fn affine(&self) -> ([f32; 3], [f32; 3]) {
+        let Self { mean, std } = self;
+        let scale = std.map(|s| 1.0 / (255.0 * s));
+        (scale, [-mean[0] / std[0], -mean[1] / std[1], -mean[2] / std[2]])
+    }
+}
+
 /// The size `(width, height)` at which the network sees a frame of `width` x `height` pixels.
 ///
 /// The short side becomes `short_side`, rounded to a multiple of 8 (the usual stride) and kept
@@ -57,13 +66,8 @@ pub struct Preprocessor {
 impl Preprocessor {
     /// A preprocessor for a network with these channel statistics.
     pub fn new(normalization: Normalization) -> Self {
-        let Normalization { mean, std } = normalization;
-        Self {
-            scale: std.map(|s| 1.0 / (255.0 * s)),
-            offset: [-mean[0] / std[0], -mean[1] / std[1], -mean[2] / std[2]],
-            resizer: Resizer::new(),
-            planes: [const { Vec::new() }; 3],
-        }
+        let (scale, offset) = normalization.affine();
+        Self { scale, offset, resizer: Resizer::new(), planes: [const { Vec::new() }; 3] }
     }
 
     /// Writes `frame`, scaled to `w` x `h` pixels (bilinear, averaging when it shrinks), as a

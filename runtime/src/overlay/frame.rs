@@ -9,7 +9,7 @@ use super::{
     outline,
 };
 use crate::concepts::ConceptMap;
-use crate::frame::{FrameViewMut, PixelFormat, PlaneMut, RgbToYuv};
+use crate::frame::{Colorimetry, FrameViewMut, PixelFormat, PlaneMut, rgb_to_yuv};
 use crate::propagate::MaskMap;
 
 /// Draws onto a frame of any format. Otherwise like [`draw`].
@@ -123,7 +123,7 @@ fn draw_yuv(
         return;
     }
     let (width, height) = (frame.width as usize, frame.height as usize);
-    let painter = Painter::new(RgbToYuv::new(frame.colorimetry), concepts, masks, style, colors);
+    let painter = Painter::new(frame.colorimetry, concepts, masks, style, colors);
     let alpha = Alpha::new(style.opacity);
     let together = layout.chroma.map_or(1, |(_, rows)| rows);
     let mut paints = vec![Paint::default(); width * together];
@@ -160,7 +160,7 @@ fn draw_yuv(
 
 /// Says what is painted on which pixel.
 struct Painter<'a> {
-    convert: RgbToYuv,
+    colorimetry: Colorimetry,
     concepts: Option<&'a ConceptMap>,
     masks: Option<&'a MaskMap>,
     /// Colour of each instance; empty where instances are not filled.
@@ -171,18 +171,18 @@ struct Painter<'a> {
 
 impl<'a> Painter<'a> {
     fn new(
-        convert: RgbToYuv,
+        colorimetry: Colorimetry,
         concepts: Option<&'a ConceptMap>,
         masks: Option<&'a MaskMap>,
         style: OverlayStyle,
         colors: &'a ConceptColors,
     ) -> Self {
         let instances = if style.masks && masks.is_some() {
-            (0..=u8::MAX).map(|id| convert.yuv(instance_color(id))).collect()
+            (0..=u8::MAX).map(|id| rgb_to_yuv(colorimetry, instance_color(id))).collect()
         } else {
             Vec::new()
         };
-        Self { convert, concepts, masks, instances, outlines: style.outlines, colors }
+        Self { colorimetry, concepts, masks, instances, outlines: style.outlines, colors }
     }
 
     /// The paints of row `y` of a frame of `height` rows.
@@ -193,7 +193,7 @@ impl<'a> Painter<'a> {
             // Neighbours mostly share their concept, so the colour is converted once per run.
             let mut start = 0;
             for run in map.concepts[y * width..][..width].chunk_by(|a, b| a == b) {
-                let color = Some(self.convert.yuv(self.colors.get(run[0])));
+                let color = Some(rgb_to_yuv(self.colorimetry, self.colors.get(run[0])));
                 paints[start..start + run.len()].iter_mut().for_each(|p| p.concept = color);
                 start += run.len();
             }
@@ -209,7 +209,8 @@ impl<'a> Painter<'a> {
             let above = &map.labels[y.saturating_sub(1) * width..][..width];
             let below = &map.labels[(y + 1).min(height - 1) * width..][..width];
             for (x, paint) in paints.iter_mut().enumerate() {
-                paint.line = outline(above, labels, below, x).map(|c| self.convert.yuv(c));
+                paint.line =
+                    outline(above, labels, below, x).map(|c| rgb_to_yuv(self.colorimetry, c));
             }
         }
     }
@@ -218,7 +219,7 @@ impl<'a> Painter<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::{Colorimetry, FrameView, Normalization, Plane, Preprocessor, YuvMatrix};
+    use crate::frame::{FrameView, Normalization, Plane, Preprocessor, YuvMatrix};
     use proptest::prelude::*;
 
     const PLAIN: Normalization = Normalization { mean: [0.0; 3], std: [1.0; 3] };

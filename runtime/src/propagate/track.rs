@@ -83,6 +83,14 @@ impl MaskTrack {
         checked
     }
 
+    /// Takes the mask that waits for the next frame, for a device that carries masks itself.
+    pub(crate) fn take_given(&mut self) -> Option<LabelMap> {
+        self.changes.drain(..).find_map(|change| match change {
+            MaskChange::Replace(mask) => Some(mask),
+            MaskChange::Join(_) | MaskChange::Drop(_) => None,
+        })
+    }
+
     /// Whether [`MaskTrack::step`] has something to do at the next frame.
     pub fn is_active(&self) -> bool {
         self.masks.is_some() || !self.changes.is_empty()
@@ -142,12 +150,7 @@ impl MaskTrack {
         let masks = self.masks.get_or_insert_default();
         match self.propagator.step(embedding, width, height, masks) {
             Err(PropagateError::Grid { .. }) => {
-                let last = LabelMap {
-                    width: masks.width,
-                    height: masks.height,
-                    data: std::mem::take(&mut masks.labels),
-                };
-                let scaled = last.resized_nearest(width, height);
+                let scaled = masks.scaled(width, height);
                 if scaled.instance_ids().is_empty() {
                     tracing::warn!(
                         "the frame size changed while no object was in sight; give a new mask to go on"

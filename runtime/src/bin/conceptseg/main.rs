@@ -1,9 +1,11 @@
 //! The `conceptseg` command: looks into bundles, evaluates them and makes test scenes.
 //! Live video goes through the GStreamer elements in `plugins/`.
 
+mod backend;
 mod bundle;
 mod davis;
 mod doctor;
+mod engine;
 mod eval;
 mod metrics;
 mod progress;
@@ -35,6 +37,9 @@ enum Command {
     Bundle(bundle::Command),
     /// Show which inference backends this machine has, and why others are missing.
     Doctor(doctor::Args),
+    /// Build plans for TensorRT, look at them, compare them with the CPU.
+    #[command(subcommand)]
+    Engine(engine::Command),
     /// Evaluate a bundle on a data set.
     #[command(subcommand)]
     Eval(eval::Command),
@@ -63,6 +68,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Bundle(command) => bundle::run(&command, json),
         Command::Doctor(args) => doctor::run(&args, json),
+        Command::Engine(command) => engine::run(&command, json),
         Command::Eval(command) => eval::run(&command, json),
         Command::Metrics(command) => metrics::run(&command, json),
         Command::Report(args) => report::run(&args, json),

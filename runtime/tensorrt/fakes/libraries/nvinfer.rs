@@ -5,9 +5,12 @@
 //! their entries. An entry that is not served here stops the process.
 #![allow(clippy::all, unsafe_op_in_unsafe_fn, dead_code)]
 
+mod network;
+
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_void};
-use std::sync::Mutex;
+use std::io::Write as _;
+use std::sync::{Arc, Mutex};
 
 mod abi {
     include!(env!("FAKE_ABI"));
@@ -26,10 +29,21 @@ struct State {
 static STATE: Mutex<State> = Mutex::new(State { calls: Vec::new(), settings: BTreeMap::new(), live: BTreeMap::new() });
 
 fn record(call: String) {
+    // Of a child process nobody can ask for the calls.
+    if let Some(path) = std::env::var_os("FAKE_TENSORRT_CALLS") {
+        let mut file = std::fs::File::options().create(true).append(true).open(path).unwrap();
+        writeln!(file, "{call}").unwrap();
+    }
     STATE.lock().unwrap().calls.push(call);
 }
+/// As it was set, else as `FAKE_TENSORRT` has it: `name=value,name=value`.
 fn setting(name: &str, default: i64) -> i64 {
-    STATE.lock().unwrap().settings.get(name).copied().unwrap_or(default)
+    if let Some(&value) = STATE.lock().unwrap().settings.get(name) {
+        return value;
+    }
+    let given = std::env::var("FAKE_TENSORRT").unwrap_or_default();
+    let mut pairs = given.split(',').filter_map(|pair| pair.split_once('='));
+    pairs.find(|(key, _)| *key == name).map_or(default, |(_, value)| value.parse().unwrap())
 }
 fn live(kind: &'static str, change: i64) -> i64 {
     let mut state = STATE.lock().unwrap();
@@ -278,13 +292,23 @@ extern "C" fn host_code(_this: P, allowed: bool) {
 unsafe fn read_plan(this: P, blob: *const u8, size: usize) -> P {
     let plan = std::slice::from_raw_parts(blob, size);
     record(format!("deserializeCudaEngine {size}"));
-    if !plan.ends_with(b"fake plan") {
+    if setting("no_memory:plan", 0) == 1 {
+        report(whole::<Runtime>(this).recorder, 2, NO_MEMORY);
+        return std::ptr::null_mut();
+    }
+    if !plan.ends_with(b"fake plan") || setting("no_plan", 0) == 1 {
         report(whole::<Runtime>(this).recorder, 3, "the plan is not for this device");
         log(data::<Runtime>(this).logger, 1, "logged: the plan is not for this device");
         return std::ptr::null_mut();
     }
-    engine()
+    let body = &plan[28..plan.len() - b"fake plan".len()];
+    let Some(body) = body.strip_prefix(b"onnx") else { return engine(Engine::plain()) };
+    let (sizes, model) = body.split_at(32);
+    let size = sizes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
+    engine(Engine::of(network::Network::read(model).unwrap(), size))
 }
+/// The words of TensorRT's allocator.
+const NO_MEMORY: &str = "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)";
 #[cfg(fake_v8)]
 unsafe extern "C" fn deserialize(this: P, blob: *const u8, size: usize, factory: P) -> P {
     assert!(factory.is_null());
@@ -299,9 +323,35 @@ unsafe extern "C" fn deserialize(this: P, blob: *const u8, size: usize) -> P {
 
 const RANGE: [[i64; 4]; 3] = [[1, 3, 64, 64], [1, 3, 480, 832], [8, 3, 1088, 1920]];
 
-struct Engine;
-fn engine() -> P {
-    make("VCudaEngine", abi::VCUDAENGINE, Engine, &|name, _| {
+/// The network of an ONNX model at one size; without one, the output is twice the first number of the input.
+#[derive(Clone)]
+struct Engine {
+    network: Option<Arc<network::Network>>,
+    size: Vec<i64>,
+    names: [CString; 2],
+}
+impl Engine {
+    fn plain() -> Self {
+        Self { network: None, size: vec![-1, 3, -1, -1], names: [c"image", c"embedding"].map(CStr::to_owned) }
+    }
+    fn of(network: network::Network, size: Vec<i64>) -> Self {
+        let names = [&network.input, &network.output].map(|name| CString::new(name.as_str()).unwrap());
+        Self { network: Some(Arc::new(network)), size, names }
+    }
+    fn is_input(&self, name: &str) -> bool {
+        self.names[0].to_str().unwrap() == name
+    }
+    fn shape(&self, name: &str, input: &[i64]) -> Vec<i64> {
+        match &self.network {
+            _ if self.is_input(name) => input.to_vec(),
+            Some(network) => network.output_shape(input),
+            None if input[2] < 0 => vec![input[0], 48, -1, -1],
+            None => vec![input[0], 48, input[2] / 8, input[3] / 8],
+        }
+    }
+}
+fn engine(engine: Engine) -> P {
+    make("VCudaEngine", abi::VCUDAENGINE, engine, &|name, _| {
         Some(match name {
             "getNbIOTensors" => engine_tensors as *const (),
             "getIOTensorName" => engine_tensor_name as *const (),
@@ -340,8 +390,8 @@ extern "C" fn engine_information(_: P, format: i32) -> S {
 extern "C" fn engine_tensors(_: P) -> i32 {
     setting("tensors", 2) as i32
 }
-extern "C" fn engine_profiles(_: P) -> i32 {
-    2
+unsafe extern "C" fn engine_profiles(this: P) -> i32 {
+    if data::<Engine>(this).network.is_some() { 1 } else { 2 }
 }
 extern "C" fn layers(_: P) -> i32 {
     42
@@ -349,11 +399,11 @@ extern "C" fn layers(_: P) -> i32 {
 extern "C" fn engine_name(_: P) -> S {
     c"fake network".as_ptr()
 }
-extern "C" fn engine_tensor_name(_: P, index: i32) -> S {
-    [c"image", c"embedding"][index as usize].as_ptr()
+unsafe extern "C" fn engine_tensor_name(this: P, index: i32) -> S {
+    data::<Engine>(this).names[index as usize].as_ptr()
 }
-unsafe extern "C" fn tensor_mode(_: P, name: S) -> i32 {
-    if text(name) == "image" { 1 } else { 2 }
+unsafe extern "C" fn tensor_mode(this: P, name: S) -> i32 {
+    if data::<Engine>(this).is_input(&text(name)) { 1 } else { 2 }
 }
 unsafe extern "C" fn tensor_type(_: P, name: S) -> i32 {
     setting(&format!("type:{}", text(name)), 0) as i32
@@ -364,11 +414,16 @@ unsafe extern "C" fn tensor_location(_: P, name: S) -> i32 {
 unsafe extern "C" fn tensor_format(_: P, name: S) -> i32 {
     setting(&format!("format:{}", text(name)), 0) as i32
 }
-unsafe extern "C" fn engine_shape(_: P, name: S) -> Dims {
-    dims(if text(name) == "image" { &[-1, 3, -1, -1] } else { &[-1, 48, -1, -1] })
+unsafe extern "C" fn engine_shape(this: P, name: S) -> Dims {
+    let engine = data::<Engine>(this);
+    dims(&engine.shape(&text(name), &engine.size))
 }
-unsafe extern "C" fn profile_shape(_: P, name: S, profile: i32, which: i32) -> Dims {
-    assert_eq!(text(name), "image");
+unsafe extern "C" fn profile_shape(this: P, name: S, profile: i32, which: i32) -> Dims {
+    let engine = data::<Engine>(this);
+    assert!(engine.is_input(&text(name)));
+    if engine.network.is_some() {
+        return dims(&engine.size);
+    }
     let mut shape = RANGE[which as usize];
     // The second profile is for one image at a time.
     if profile == 1 {
@@ -380,15 +435,22 @@ unsafe extern "C" fn profile_shape(_: P, name: S, profile: i32, which: i32) -> D
 // ---- context ----
 
 struct Context {
+    engine: Engine,
     image: Option<Vec<i64>>,
     addresses: BTreeMap<String, usize>,
 }
-fn new_context(what: &str) -> P {
+unsafe fn new_context(this: P, what: &str) -> P {
     record(format!("createExecutionContext{what}"));
     if setting("no_context", 0) == 1 {
         return std::ptr::null_mut();
     }
-    make("VExecutionContext", abi::VEXECUTIONCONTEXT, Context { image: None, addresses: BTreeMap::new() }, &|name, _| {
+    if setting("no_memory:context", 0) == 1 {
+        report(whole::<Engine>(this).recorder, 2, NO_MEMORY);
+        return std::ptr::null_mut();
+    }
+    let engine = data::<Engine>(this).clone();
+    let context = Context { engine, image: None, addresses: BTreeMap::new() };
+    make("VExecutionContext", abi::VEXECUTIONCONTEXT, context, &|name, _| {
         Some(match name {
             "setOptimizationProfileAsync" => set_profile as *const (),
             "setInputShape" => set_input_shape as *const (),
@@ -400,12 +462,12 @@ fn new_context(what: &str) -> P {
     })
 }
 #[cfg(fake_v8)]
-extern "C" fn create_context(_: P) -> P {
-    new_context("")
+unsafe extern "C" fn create_context(this: P) -> P {
+    new_context(this, "")
 }
 #[cfg(not(fake_v8))]
-extern "C" fn create_context(_: P, strategy: i32) -> P {
-    new_context(&format!(" {strategy}"))
+unsafe extern "C" fn create_context(this: P, strategy: i32) -> P {
+    new_context(this, &format!(" {strategy}"))
 }
 unsafe extern "C" fn set_profile(this: P, profile: i32, stream: P) -> bool {
     assert!(!stream.is_null());
@@ -420,12 +482,8 @@ unsafe extern "C" fn set_input_shape(this: P, name: S, given: *const Dims) -> bo
     true
 }
 fn shape_of(context: &Context, name: &str) -> Vec<i64> {
-    match (&context.image, name) {
-        (Some(image), "image") => image.clone(),
-        (Some(image), _) => vec![image[0], 48, image[2] / 8, image[3] / 8],
-        (None, "image") => vec![-1, 3, -1, -1],
-        (None, _) => vec![-1, 48, -1, -1],
-    }
+    let engine = &context.engine;
+    engine.shape(name, context.image.as_ref().unwrap_or(&engine.size))
 }
 unsafe extern "C" fn context_shape(this: P, name: S) -> Dims {
     dims(&shape_of(data::<Context>(this), &text(name)))
@@ -435,7 +493,36 @@ unsafe extern "C" fn set_address(this: P, name: S, address: P) -> bool {
     data::<Context>(this).addresses.insert(text(name), address as usize);
     true
 }
-/// Fills the output with twice the first number of the input (device memory of the fake driver is host memory).
+/// The beginning of a stream of the fake driver, by which other libraries put work into it.
+#[repr(C)]
+struct Stream {
+    magic: u64,
+    enqueue: extern "C" fn(P, extern "C" fn(P), P, extern "C" fn(P)) -> i32,
+}
+struct Run {
+    input: *const f32,
+    output: *mut f32,
+    elements: usize,
+    network: Option<Arc<network::Network>>,
+    shape: Vec<i64>,
+}
+/// Device memory of the fake driver is host memory.
+extern "C" fn run(data: P) {
+    unsafe {
+        let run = &*data.cast::<Run>();
+        let output = std::slice::from_raw_parts_mut(run.output, run.elements);
+        match &run.network {
+            Some(network) => {
+                let elements: i64 = run.shape.iter().product();
+                network.run(std::slice::from_raw_parts(run.input, elements as usize), &run.shape, output);
+            }
+            None => output.fill(2.0 * *run.input),
+        }
+    }
+}
+extern "C" fn free_run(data: P) {
+    drop(unsafe { Box::from_raw(data.cast::<Run>()) });
+}
 unsafe extern "C" fn enqueue(this: P, stream: P) -> bool {
     assert!(!stream.is_null());
     record("enqueueV3".to_owned());
@@ -445,11 +532,18 @@ unsafe extern "C" fn enqueue(this: P, stream: P) -> bool {
         return false;
     }
     let context = data::<Context>(this);
-    let input = *(context.addresses["image"] as *const f32);
-    let elements: i64 = shape_of(context, "embedding").iter().product();
-    let output = std::slice::from_raw_parts_mut(context.addresses["embedding"] as *mut f32, elements as usize);
-    output.fill(2.0 * input);
-    true
+    let [input, output] = context.engine.names.each_ref().map(|name| name.to_str().unwrap());
+    let elements: i64 = shape_of(context, output).iter().product();
+    let data = Box::into_raw(Box::new(Run {
+        input: context.addresses[input] as *const f32,
+        output: context.addresses[output] as *mut f32,
+        elements: elements as usize,
+        network: context.engine.network.clone(),
+        shape: shape_of(context, input),
+    }));
+    let head = &*stream.cast::<Stream>();
+    assert_eq!(head.magic, 0x6661_6B65_5F63_7564, "a stream of the fake driver");
+    (head.enqueue)(stream, run, data.cast(), free_run) == 0
 }
 
 // ---- builder ----
@@ -476,6 +570,9 @@ unsafe extern "C" fn createInferBuilder_INTERNAL(logger: P, version: i32) -> P {
 
 struct Network {
     name: String,
+    /// The model that was parsed, and its network.
+    model: Vec<u8>,
+    parsed: Option<network::Network>,
 }
 extern "C" fn create_network(_: P, flags: u32) -> P {
     match abi::STRONGLY_TYPED_BIT {
@@ -483,7 +580,7 @@ extern "C" fn create_network(_: P, flags: u32) -> P {
         None => assert_eq!(flags, 1, "explicit batch"),
     }
     record("createNetworkV2".to_owned());
-    make("VNetworkDefinition", abi::VNETWORKDEFINITION, Network { name: String::new() }, &|name, _| {
+    make("VNetworkDefinition", abi::VNETWORKDEFINITION, Network { name: String::new(), model: Vec::new(), parsed: None }, &|name, _| {
         Some(match name {
             "setName" => network_set_name as *const (),
             "getNbLayers" => network_layers as *const (),
@@ -503,7 +600,7 @@ unsafe extern "C" fn network_set_name(this: P, name: S) {
 unsafe extern "C" fn network_layers(this: P) -> i32 {
     data::<Network>(this).name.len() as i32
 }
-struct Tensor(&'static CStr, &'static [i64]);
+struct Tensor(CString, Vec<i64>, i32);
 fn tensor(tensor: Tensor) -> P {
     let public = make("VTensor", abi::VTENSOR, tensor, &|name, _| {
         Some(match name {
@@ -517,22 +614,30 @@ fn tensor(tensor: Tensor) -> P {
     live("VTensor", -1);
     public
 }
-extern "C" fn network_input(_: P, index: i32) -> P {
+unsafe extern "C" fn network_input(this: P, index: i32) -> P {
     assert_eq!(index, 0);
-    tensor(Tensor(c"image", &[-1, 3, -1, -1]))
+    tensor(match &data::<Network>(this).parsed {
+        Some(network) => Tensor(CString::new(network.input.as_str()).unwrap(), network.declared.clone(), 0),
+        None => Tensor(c"image".to_owned(), vec![-1, 3, -1, -1], 1),
+    })
 }
-extern "C" fn network_output(_: P, index: i32) -> P {
+unsafe extern "C" fn network_output(this: P, index: i32) -> P {
     assert_eq!(index, 0);
-    tensor(Tensor(c"embedding", &[-1, 48, -1, -1]))
+    tensor(match &data::<Network>(this).parsed {
+        Some(network) => {
+            Tensor(CString::new(network.output.as_str()).unwrap(), network.output_shape(&network.declared), 0)
+        }
+        None => Tensor(c"embedding".to_owned(), vec![-1, 48, -1, -1], 1),
+    })
 }
 unsafe extern "C" fn tensor_name(this: P) -> S {
     data::<Tensor>(this).0.as_ptr()
 }
-extern "C" fn network_tensor_type(_: P) -> i32 {
-    1
+unsafe extern "C" fn network_tensor_type(this: P) -> i32 {
+    data::<Tensor>(this).2
 }
 unsafe extern "C" fn tensor_dims(this: P) -> Dims {
-    dims(data::<Tensor>(this).1)
+    dims(&data::<Tensor>(this).1)
 }
 
 #[derive(Default)]
@@ -540,6 +645,8 @@ struct Config {
     level: i32,
     hardware: i32,
     dla: i32,
+    /// The usual shape of the input, of the profile that was added.
+    size: Option<Vec<i64>>,
 }
 extern "C" fn create_config(_: P) -> P {
     record("createBuilderConfig".to_owned());
@@ -636,9 +743,10 @@ unsafe extern "C" fn set_dimensions(this: P, name: S, which: i32, given: *const 
 unsafe extern "C" fn is_valid(this: P) -> bool {
     data::<Profile>(this).shapes.iter().all(|shape| !shape.is_empty())
 }
-unsafe extern "C" fn add_profile(_: P, profile: P) -> i32 {
+unsafe extern "C" fn add_profile(this: P, profile: P) -> i32 {
     let profile = whole_of_public::<Profile>(profile);
     record(format!("addOptimizationProfile {:?}", profile.implementation.data.shapes));
+    data::<Config>(this).size = Some(profile.implementation.data.shapes[1].clone());
     0
 }
 
@@ -699,7 +807,11 @@ unsafe extern "C" fn build(this: P, network: P, config: P) -> P {
         report(whole::<Builder>(this).recorder, 10, "no kernel for node conv1");
         return std::ptr::null_mut();
     }
-    let number = abi::VERSION;
+    if setting("no_memory:build", 0) == 1 {
+        report(whole::<Builder>(this).recorder, 2, NO_MEMORY);
+        return std::ptr::null_mut();
+    }
+    let number = getInferLibVersion() as i64;
     let version = if number < 10_000 {
         [number / 1000, number / 100 % 10, number % 100]
     } else {
@@ -709,6 +821,13 @@ unsafe extern "C" fn build(this: P, network: P, config: P) -> P {
     plan.resize(24, 0);
     plan.extend(version.map(|part| part as u8));
     plan.push(1);
+    let network = &whole_of_public::<Network>(network).implementation.data;
+    if let Some(parsed) = &network.parsed {
+        let size = whole_of_public::<Config>(config).implementation.data.size.as_ref();
+        plan.extend(b"onnx");
+        plan.extend(size.unwrap_or(&parsed.declared).iter().flat_map(|size| size.to_le_bytes()));
+        plan.extend(&network.model);
+    }
     plan.extend(b"fake plan");
     host_memory(plan)
 }
@@ -765,24 +884,29 @@ unsafe extern "C" fn destroy_parser(this: P) {
     live("IParser", -1);
     drop(Box::from_raw(this.cast::<Parser>()));
 }
-unsafe fn read_model(this: P, good: bool) -> bool {
+unsafe fn read_model(this: P, model: &[u8]) -> bool {
+    let parsed = network::Network::read(model);
+    let good = parsed.is_some() || model.starts_with(b"onnx");
     let parser = &mut *this.cast::<Parser>();
     parser.failed = !good;
     if good {
         // By way of the network's own table: shows that the right address was passed.
         let implementation = (*parser.network.cast::<Public>()).implementation;
         entry::<unsafe extern "C" fn(P, S)>(implementation, abi::VNETWORKDEFINITION, "setName")(implementation, c"parsed".as_ptr());
+        let network = data::<Network>(implementation);
+        network.model = if parsed.is_some() { model.to_vec() } else { Vec::new() };
+        network.parsed = parsed;
     }
     good
 }
 unsafe extern "C" fn parse(this: P, model: *const u8, size: usize, path: S) -> bool {
     assert!(path.is_null());
     record(format!("parse {size}"));
-    read_model(this, std::slice::from_raw_parts(model, size).starts_with(b"onnx"))
+    read_model(this, std::slice::from_raw_parts(model, size))
 }
 unsafe extern "C" fn parse_file(this: P, path: S, verbosity: i32) -> bool {
     record(format!("parseFromFile {verbosity}"));
-    read_model(this, std::fs::read(text(path)).is_ok_and(|model| model.starts_with(b"onnx")))
+    read_model(this, &std::fs::read(text(path)).unwrap_or_default())
 }
 unsafe extern "C" fn parser_errors(this: P) -> i32 {
     (*this.cast::<Parser>()).failed as i32
