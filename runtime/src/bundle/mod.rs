@@ -11,6 +11,8 @@
 //! hashes of the manifest are compared before a file is used.
 
 mod codebook;
+mod edit;
+mod exchange;
 mod manifest;
 mod names;
 mod write;
@@ -24,6 +26,8 @@ use sha2::{Digest as _, Sha256};
 use crate::files::{hex, sha256_file};
 
 pub use codebook::{Codebook, MAX_CONCEPTS, MAX_DIM, QUANTILES};
+pub use edit::{Change, Conflict, Field, NamesFile, Saved};
+pub use exchange::{changes_to, names_csv, names_json};
 pub use manifest::{
     ConceptsEntry, EmbedderEntry, FORMAT_VERSION, InputEntry, Manifest, Provenance, SizeRule,
 };

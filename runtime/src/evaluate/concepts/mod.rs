@@ -23,7 +23,7 @@ mod text;
 pub use graph::{ConceptGraph, Edge};
 pub use pictures::Pictures;
 pub use record::{ImageConcepts, Recorder, Segment, records, units};
-pub use sample::Sample;
+pub use sample::{Sample, nearest};
 pub use summary::{ConceptSummary, ConceptUse, DictionaryUse, SummarySettings, summary};
 
 use crate::bundle::ConceptNames;
