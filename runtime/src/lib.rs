@@ -36,6 +36,7 @@
 //!
 //! `docs/architecture.md` in the repository says which module may import which, and why.
 
+pub mod atlas;
 pub mod backend;
 pub mod bundle;
 pub mod concepts;
@@ -47,6 +48,7 @@ pub mod errors;
 pub mod evaluate;
 pub mod files;
 pub mod frame;
+pub mod http;
 pub mod labels;
 pub mod metrics;
 pub mod onnx;

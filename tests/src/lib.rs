@@ -5,6 +5,8 @@
 
 #![allow(clippy::missing_panics_doc, reason = "a panic is how a test fails")]
 
+pub mod browser;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -115,6 +115,12 @@ impl Analysis {
         &self.colors
     }
 
+    /// Concepts of this frame that people marked as ignored.
+    pub fn ignored(&self) -> impl Iterator<Item = u16> {
+        let ignored = |record: &&ConceptRecord| record.mark == Some(Mark::Ignore);
+        self.summary.iter().filter(ignored).map(|record| record.id)
+    }
+
     /// Reads the instance map into `out`, scaled to `width` x `height` by nearest neighbour.
     /// `out.instances` is left empty. Returns `false` where there is none.
     ///
@@ -224,6 +230,7 @@ fn concept(entry: &gst::glib::SendValue) -> Option<ConceptRecord> {
         name: entry.get_optional("name").ok()?,
         area: entry.get("area").ok()?,
         similarity: entry.get("similarity").ok()?,
+        mark: entry.get_optional::<String>("mark").ok()?.and_then(|mark| Mark::parse(&mark)),
     })
 }
 

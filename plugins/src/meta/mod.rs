@@ -14,7 +14,7 @@
 //! | `masks-source` | `GstStructure` | with `masks`: the frame that they belong to |
 //! | `concepts` | `GstBuffer` | from `conceptlabel`: concept id of each pixel, `GRAY16_LE` |
 //! | `segments` | `GstValueArray` of `GstStructure` | with `concepts`, one per connected segment: `concept`, `area`, `x`, `y`, `width`, `height` (`guint`, pixels), `similarity` (`gdouble`, -1..1) |
-//! | `summary` | `GstValueArray` of `GstStructure` | with `concepts`, one per concept, largest first: `id` (`guint`), `area` (`gdouble`, share 0..1), `similarity` (`gdouble`), and where people gave them `name` (`gchararray`) and `color` (`guint`, 0xrrggbb) |
+//! | `summary` | `GstValueArray` of `GstStructure` | with `concepts`, one per concept, largest first: `id` (`guint`), `area` (`gdouble`, share 0..1), `similarity` (`gdouble`), and where people gave them `name` (`gchararray`), `mark` (`gchararray`, `alert` or `ignore`) and `color` (`guint`, 0xrrggbb; one for all concepts of a name) |
 //! | `concepts-source` | `GstStructure` | with `concepts`: the frame that they belong to |
 //!
 //! Both map buffers carry a `GstVideoMeta` with format, size and stride. A source has `frame`,

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use conceptseg::bundle::{ConceptEntry, ConceptNames};
+use conceptseg::bundle::{ConceptNames, Mark};
 use conceptseg::concepts::ConceptMap;
+use conceptseg::overlay::given_color;
 use conceptseg::propagate::MaskMap;
 use conceptseg::results::summarize_concepts;
 use gst_video::{VideoFormat, VideoFrameFlags, VideoMeta};
@@ -170,12 +171,13 @@ fn boxed(name: &str, area: u32, [x, y, width, height]: [u32; 4]) -> gst::structu
 
 fn summary(map: &ConceptMap, names: &ConceptNames) -> gst::Array {
     gst::Array::new(summarize_concepts(map, names).into_iter().map(|record| {
-        let color = names.get(usize::from(record.id)).and_then(ConceptEntry::rgb);
+        let color = given_color(names, record.id);
         gst::Structure::builder("concept")
             .field("id", u32::from(record.id))
             .field("area", record.area)
             .field("similarity", record.similarity)
             .field_if_some("name", record.name)
+            .field_if_some("mark", record.mark.map(Mark::as_str))
             .field_if_some("color", color.map(|[r, g, b]| u32::from_be_bytes([0, r, g, b])))
             .build()
     }))

@@ -8,6 +8,7 @@ pub mod coco;
 pub mod davis;
 pub mod images;
 pub mod segmentation;
+pub mod video;
 pub mod voc;
 
 /// The files directly inside `folder` whose ending is one of `extensions` (lower case),

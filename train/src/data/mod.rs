@@ -89,7 +89,7 @@ pub enum DataError {
         /// Folder or file that is missing.
         expected: String,
     },
-    /// A video gives no frames.
+    /// A folder has no videos.
     #[error("cannot take frames from {}: {reason}", path.display())]
     Video {
         /// The video.
@@ -97,6 +97,9 @@ pub enum DataError {
         /// What went wrong and what to do about it.
         reason: String,
     },
+    /// A video gives no frames.
+    #[error(transparent)]
+    Frames(#[from] conceptseg::datasets::video::VideoError),
     /// A list names images that are not there.
     #[error(
         "{} names {count} image(s) that no image folder holds, the first is \"{name}\"; add the folder or correct the list",

@@ -2,11 +2,14 @@
 //! Live video goes through the GStreamer elements in `plugins/`.
 
 mod backend;
+mod atlas;
 mod bundle;
+mod concepts;
 mod davis;
 mod doctor;
 mod engine;
 mod eval;
+mod images;
 mod metrics;
 mod progress;
 mod report;
@@ -32,9 +35,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show what each concept stands for, on a page on which people name them.
+    Atlas(Box<atlas::Args>),
     /// Look into a model bundle or check it.
     #[command(subcommand)]
     Bundle(bundle::Command),
+    /// Export or import what people call concepts.
+    #[command(subcommand)]
+    Concepts(concepts::Command),
     /// Show which inference backends this machine has, and why others are missing.
     Doctor(doctor::Args),
     /// Build plans for TensorRT, look at them, compare them with the CPU.
@@ -66,7 +74,9 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let json = cli.json;
     let result = match cli.command {
+        Command::Atlas(args) => atlas::run(&args, json),
         Command::Bundle(command) => bundle::run(&command, json),
+        Command::Concepts(command) => concepts::run(&command, json),
         Command::Doctor(args) => doctor::run(&args, json),
         Command::Engine(command) => engine::run(&command, json),
         Command::Eval(command) => eval::run(&command, json),

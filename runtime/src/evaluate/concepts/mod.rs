@@ -23,15 +23,12 @@ mod text;
 pub use graph::{ConceptGraph, Edge};
 pub use pictures::Pictures;
 pub use record::{ImageConcepts, Recorder, Segment, records, units};
-pub use sample::Sample;
+pub use sample::{Sample, nearest};
 pub use summary::{ConceptSummary, ConceptUse, DictionaryUse, SummarySettings, summary};
 
 use crate::bundle::ConceptNames;
 
 /// What a concept is called: the name that people gave it, else its id.
 pub fn concept_name(names: &ConceptNames, concept: u16) -> String {
-    match names.get(usize::from(concept)) {
-        Some(entry) => entry.name.clone(),
-        None => concept.to_string(),
-    }
+    names.name(usize::from(concept)).map_or_else(|| concept.to_string(), str::to_owned)
 }

@@ -58,18 +58,62 @@ pub(super) fn draw(
         .map(|(concept, mut best)| {
             best.sort_unstable();
             best.truncate(count);
-            let samples = best.into_iter().map(|(_, _, at, place)| {
-                let (record, segment) = (records[at], &records[at].segments[place]);
-                Sample {
-                    image: record.image.clone(),
-                    segment: place,
-                    area: segment.area,
-                    bbox: segment.bbox,
-                }
-            });
+            let samples = best.into_iter().map(|(_, _, at, place)| Sample::new(records[at], place));
             (concept, samples.collect())
         })
         .collect()
+}
+
+/// Up to `count` segments of at least `min_area` pixels of each concept that has any: those most
+/// similar to it, each of another image. Specks come last, as in [`draw`].
+pub fn nearest(
+    records: &[ImageConcepts],
+    count: usize,
+    min_area: u32,
+) -> BTreeMap<u16, Vec<Sample>> {
+    // The best of each concept and image.
+    let mut found: BTreeMap<u16, Vec<(bool, f32, &ImageConcepts, usize)>> = BTreeMap::new();
+    for record in records {
+        let whole = record.size.iter().map(|&side| f64::from(side)).product::<f64>();
+        let mut best: BTreeMap<u16, (bool, f32, usize)> = BTreeMap::new();
+        for (place, segment) in record.segments.iter().enumerate() {
+            if segment.area < min_area {
+                continue;
+            }
+            let speck = f64::from(segment.area) < SPECK * whole;
+            let this = (speck, segment.similarity, place);
+            let other = best.entry(segment.concept).or_insert(this);
+            if (speck, -segment.similarity) < (other.0, -other.1) {
+                *other = this;
+            }
+        }
+        for (concept, (speck, similarity, place)) in best {
+            found.entry(concept).or_default().push((speck, similarity, record, place));
+        }
+    }
+    let mut samples = BTreeMap::new();
+    for (concept, mut best) in found {
+        best.sort_by(|a, b| {
+            (a.0.cmp(&b.0)).then(b.1.total_cmp(&a.1)).then_with(|| a.2.image.cmp(&b.2.image))
+        });
+        best.truncate(count);
+        let best = best.into_iter().map(|(_, _, record, place)| Sample::new(record, place));
+        samples.insert(concept, best.collect());
+    }
+    samples
+}
+
+impl Sample {
+    /// Segment `place` of a record.
+    fn new(record: &ImageConcepts, place: usize) -> Self {
+        let segment = &record.segments[place];
+        Self {
+            image: record.image.clone(),
+            segment: place,
+            area: segment.area,
+            bbox: segment.bbox,
+        }
+    }
 }
 
 /// The random number of a segment.
@@ -131,6 +175,24 @@ mod tests {
         }
         // 300 each; five standard deviations are 72.
         assert!(hits.iter().all(|&n| n.abs_diff(300) < 72), "{hits:?}");
+    }
+
+    #[test]
+    fn the_nearest_are_of_different_images_and_specks_come_last() {
+        let mut records = [image("a", &[900, 900]), image("b", &[900]), image("c", &[3])];
+        for (record, similarities) in records.iter_mut().zip([[0.7, 0.9], [0.8, 0.0], [1.0, 0.0]]) {
+            for (segment, similarity) in record.segments.iter_mut().zip(similarities) {
+                segment.similarity = similarity;
+            }
+        }
+        let found = |count, min_area| -> Vec<(String, usize)> {
+            let found = nearest(&records, count, min_area).remove(&7).unwrap();
+            found.into_iter().map(|s| (s.image, s.segment)).collect()
+        };
+        let [a, b, c] = [("a".to_owned(), 1), ("b".to_owned(), 0), ("c".to_owned(), 0)];
+        assert_eq!(found(3, 0), [a.clone(), b.clone(), c]);
+        assert_eq!(found(9, 4), [a.clone(), b]);
+        assert_eq!(found(1, 0), [a]);
     }
 
     #[test]

@@ -58,11 +58,10 @@ fn by_image(samples: &BTreeMap<u16, Vec<Sample>>) -> BTreeMap<&str, Vec<(u16, us
     images
 }
 
-/// Cuts the sampled segments of each concept out of their images, on all cores. The images are
-/// labelled again; `tick` is called after each.
+/// Cuts the sampled segments of each concept out of their images, as squares of [`TILE`] pixels.
 ///
 /// # Errors
-/// [`EvaluateError::Record`] where a sample's image is not among `images`.
+/// As [`cut`].
 pub fn tiles(
     model: &Arc<Model>,
     images: &ImageSet,
@@ -71,6 +70,28 @@ pub fn tiles(
     samples: &BTreeMap<u16, Vec<Sample>>,
     tick: &(dyn Fn() + Sync),
 ) -> Result<BTreeMap<u16, Vec<RgbImage>>, EvaluateError> {
+    let mut tiles: BTreeMap<u16, Vec<RgbImage>> = BTreeMap::new();
+    for ((concept, _), tile) in cut(model, images, short_side, settings, samples, TILE, tick)? {
+        tiles.entry(concept).or_default().push(tile);
+    }
+    Ok(tiles)
+}
+
+/// Cuts the sampled segments out of their images, on all cores: squares of `side` pixels by
+/// concept and place among its samples. The images are labelled again; `tick` is called after
+/// each. A segment that is not found again is left out.
+///
+/// # Errors
+/// [`EvaluateError::Record`] where a sample's image is not among `images`.
+pub fn cut(
+    model: &Arc<Model>,
+    images: &ImageSet,
+    short_side: u32,
+    settings: &SegmentationConfig,
+    samples: &BTreeMap<u16, Vec<Sample>>,
+    side: u32,
+    tick: &(dyn Fn() + Sync),
+) -> Result<BTreeMap<(u16, usize), RgbImage>, EvaluateError> {
     let index: HashMap<&str, usize> = (0..images.len()).map(|i| (images.name(i), i)).collect();
     let work: Vec<_> = by_image(samples).into_iter().collect();
     let cut: Vec<Vec<((u16, usize), RgbImage)>> = work
@@ -87,7 +108,7 @@ pub fn tiles(
                 let map = recorder.label(&image)?;
                 let cut = samples.iter().filter_map(|&(concept, place, sample)| {
                     let segment = find(map, concept, sample)?;
-                    Some(((concept, place), tile(&image, map, segment)))
+                    Some(((concept, place), tile(&image, map, segment, side)))
                 });
                 let cut = cut.collect();
                 tick();
@@ -95,12 +116,7 @@ pub fn tiles(
             },
         )
         .collect::<Result<_, EvaluateError>>()?;
-    let in_order: BTreeMap<(u16, usize), RgbImage> = cut.into_iter().flatten().collect();
-    let mut tiles: BTreeMap<u16, Vec<RgbImage>> = BTreeMap::new();
-    for ((concept, _), tile) in in_order {
-        tiles.entry(concept).or_default().push(tile);
-    }
-    Ok(tiles)
+    Ok(cut.into_iter().flatten().collect())
 }
 
 /// The segment of `map` that a sample means. Another machine may have rounded its borders
@@ -125,7 +141,7 @@ fn find(map: &ConceptMap, concept: u16, sample: &Sample) -> Option<usize> {
 }
 
 /// The segment in its colours, what is around it in light grey, as a square.
-fn tile(image: &RgbImage, map: &ConceptMap, segment: usize) -> RgbImage {
+fn tile(image: &RgbImage, map: &ConceptMap, segment: usize, side: u32) -> RgbImage {
     let [x, y, w, h] = window(map.segment_list[segment].bbox, image.dimensions());
     let mut crop = imageops::crop_imm(image, x, y, w, h).to_image();
     for (dx, dy, pixel) in crop.enumerate_pixels_mut() {
@@ -135,11 +151,11 @@ fn tile(image: &RgbImage, map: &ConceptMap, segment: usize) -> RgbImage {
         }
     }
     let longer = w.max(h);
-    let scaled = |side: u32| (side * TILE).div_ceil(longer).clamp(1, TILE);
+    let scaled = |length: u32| (length * side).div_ceil(longer).clamp(1, side);
     let (w, h) = (scaled(w), scaled(h));
     let crop = imageops::resize(&crop, w, h, FilterType::Triangle);
-    let mut tile = RgbImage::from_pixel(TILE, TILE, PAPER);
-    let (x, y) = ((TILE - w) / 2, (TILE - h) / 2);
+    let mut tile = RgbImage::from_pixel(side, side, PAPER);
+    let (x, y) = ((side - w) / 2, (side - h) / 2);
     imageops::replace(&mut tile, &crop, i64::from(x), i64::from(y));
     tile
 }
@@ -232,13 +248,13 @@ mod tests {
         let grey = dimmed(Rgb([200, 0, 0])).0;
         assert!(grey[0] == grey[1] && grey[1] == grey[2]);
         // The whole image is 2:1, letterboxed.
-        let all = tile(&image, &map, 0);
+        let all = tile(&image, &map, 0, TILE);
         assert_eq!(all.dimensions(), (TILE, TILE));
         assert_eq!(all.get_pixel(44, 44).0, grey);
         assert_eq!(all.get_pixel(4, 44).0, [200, 0, 0]);
         assert_eq!(all.get_pixel(44, 4), &PAPER);
         // A small one is cut out with at least 32 pixels around its centre.
-        let small = tile(&image, &map, 1);
+        let small = tile(&image, &map, 1, TILE);
         assert_eq!(small.get_pixel(44, 44).0, [200, 0, 0]);
         assert_eq!(small.get_pixel(24, 44).0, grey);
     }

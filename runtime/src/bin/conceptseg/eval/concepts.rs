@@ -3,16 +3,13 @@
 mod shown;
 
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use clap::ValueEnum;
+use anyhow::{Context as _, Result, ensure};
 use conceptseg::concepts::SegmentationConfig;
-use conceptseg::datasets::images::ImageSet;
-use conceptseg::datasets::segmentation::{Classes, SegmentationDataset};
-use conceptseg::datasets::{camvid, coco, voc};
+use conceptseg::datasets::segmentation::Classes;
 use conceptseg::embed::Model;
 use conceptseg::evaluate::concepts::{
     ConceptSummary, ImageConcepts, Pictures, SummarySettings, records, sheet, summary, units,
@@ -24,11 +21,13 @@ use conceptseg::metrics::purity::PurityReport;
 
 use super::model::{ModelArgs, bundle_inputs};
 use super::run::{self, RunArgs, finish, stage_bar};
+use crate::images::{Named, SetArgs};
 use crate::progress::progress_bar;
 use crate::scores::purity_text;
 use shown::{figures, sections, use_text};
 
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("given").args(["data", "images"]).required(true)))]
 pub struct ConceptArgs {
     #[command(flatten)]
     model: ModelArgs,
@@ -49,51 +48,14 @@ pub struct ConceptArgs {
     run: RunArgs,
 }
 
-/// The images, with or without labels.
+/// The images, and others beside them.
 #[derive(Debug, clap::Args)]
 struct DataArgs {
-    /// Which kind of data set ROOT is.
-    #[arg(long, value_enum, required_unless_present = "images", requires = "root")]
-    data: Option<DataArg>,
-    /// Folder of the data set; of a folder data set, that with images and labels.
-    #[arg(long, value_name = "DIR", requires = "data")]
-    root: Option<PathBuf>,
-    /// Folder of images without labels instead of a data set: all but the purity is told.
-    #[arg(
-        long,
-        value_name = "DIR",
-        conflicts_with_all = ["data", "root", "split", "beside", "list", "classes", "min_segments"]
-    )]
-    images: Option<PathBuf>,
-    /// The split: train or val (of a folder data set: its folders are images and labels).
-    #[arg(long, default_value = "val")]
-    split: String,
+    #[command(flatten)]
+    set: SetArgs,
     /// Another split, whose purity is shown beside that of the first.
-    #[arg(long, value_name = "SPLIT")]
+    #[arg(long, value_name = "SPLIT", conflicts_with = "images")]
     beside: Option<String>,
-    /// List of the images instead of the data set's own (VOC).
-    #[arg(long, value_name = "FILE")]
-    list: Option<PathBuf>,
-    /// Class names of a folder data set, one a line.
-    #[arg(long, value_name = "FILE", required_if_eq("data", "folder"))]
-    classes: Option<PathBuf>,
-    /// The label of pixels that do not count in a folder data set.
-    #[arg(long, default_value_t = 255, value_name = "ID")]
-    void: u8,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum DataArg {
-    /// PASCAL VOC.
-    Voc,
-    /// `CamVid`.
-    Camvid,
-    /// ROOT/images and ROOT/labels.
-    Folder,
-    /// COCO's instances.
-    Coco,
-    /// COCO's panoptic segments.
-    CocoPanoptic,
 }
 
 /// What is counted and drawn.
@@ -103,7 +65,7 @@ struct SummaryArgs {
     #[arg(long, default_value_t = 0, value_name = "PIXELS")]
     min_area: u32,
     /// Concepts with fewer labelled segments are not scored.
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N", conflicts_with = "images")]
     min_segments: u64,
     /// Concepts that share fewer images are not joined in the graph.
     #[arg(long, default_value_t = 5, value_name = "N")]
@@ -125,14 +87,8 @@ struct SummaryArgs {
     seed: u64,
 }
 
-/// A set of images and what it is called.
-struct Named {
-    name: String,
-    images: ImageSet,
-}
-
 pub fn run(args: &ConceptArgs, json: bool) -> Result<()> {
-    let set = args.data.open(args.limit)?;
+    let set = args.data.set.open(args.limit)?;
     let beside = args.data.open_beside(args.limit)?;
     let model = args.model.open()?;
     let start = Instant::now();
@@ -294,54 +250,17 @@ impl ConceptArgs {
 }
 
 impl DataArgs {
-    fn open(&self, limit: Option<usize>) -> Result<Named> {
-        match &self.images {
-            Some(folder) => {
-                let images = ImageSet::open_folder(folder, limit)?;
-                Ok(Named { name: "images".to_owned(), images })
-            }
-            None => self.open_split(&self.split, self.list.as_deref(), limit),
-        }
-    }
-
     fn open_beside(&self, limit: Option<usize>) -> Result<Option<Named>> {
         let Some(split) = &self.beside else { return Ok(None) };
         ensure!(
-            self.data != Some(DataArg::Folder),
+            !self.set.is_folder(),
             "a folder data set has a single split; leave --beside out"
         );
-        ensure!(*split != self.split, "--beside names the split {split} again; name another one");
-        Ok(Some(self.open_split(split, None, limit)?))
-    }
-
-    fn open_split(&self, split: &str, list: Option<&Path>, limit: Option<usize>) -> Result<Named> {
-        let (Some(data), Some(root)) = (self.data, &self.root) else {
-            bail!("there is nothing to label; give --data and --root, or --images");
-        };
-        let set = match data {
-            DataArg::Voc => voc::open(root, train_or_val(split)?, list, limit)?,
-            DataArg::Coco | DataArg::CocoPanoptic => {
-                let panoptic = data == DataArg::CocoPanoptic;
-                let source = coco::Source::standard(root, train_or_val(split)?, panoptic);
-                coco::open(&source, None, limit)?.0
-            }
-            DataArg::Camvid => camvid::open(root, split, limit)?,
-            DataArg::Folder => {
-                // The option is required for this kind.
-                let classes = Classes::read(self.classes.as_deref().unwrap_or(root), self.void)?;
-                let (images, labels) = (root.join("images"), root.join("labels"));
-                SegmentationDataset::open_folders(&images, &labels, classes, limit)?
-            }
-        };
-        Ok(Named { name: split.to_owned(), images: ImageSet::labelled(set)? })
-    }
-}
-
-fn train_or_val(split: &str) -> Result<voc::Split> {
-    match split {
-        "train" => Ok(voc::Split::Train),
-        "val" => Ok(voc::Split::Val),
-        other => bail!("the data set has no split {other}; use train or val"),
+        ensure!(
+            *split != self.set.split,
+            "--beside names the split {split} again; name another one"
+        );
+        Ok(Some(self.set.open_split(split, None, limit)?))
     }
 }
 

@@ -7,10 +7,10 @@ mod concepts;
 mod davis;
 #[cfg(test)]
 mod fixtures;
-mod model;
+pub mod model;
 mod page;
 mod pictures;
-mod run;
+pub mod run;
 mod segmentation;
 mod setting;
 mod sweep;

@@ -27,7 +27,7 @@ fn written(out: &Path) -> Vec<String> {
 }
 
 fn summed(args: &ConceptArgs) -> ConceptSummary {
-    let (model, set) = (args.model.open().unwrap(), args.data.open(None).unwrap());
+    let (model, set) = (args.model.open().unwrap(), args.data.set.open(None).unwrap());
     let run = Run::in_memory(args.inputs(&model, &set, None).unwrap());
     let records = args.record(&model, &set, &run, "concepts").unwrap().finish().unwrap();
     args.sum_up(&model, &set, &records).unwrap()
