@@ -11,7 +11,7 @@
 //! | `concepts` | `GstBuffer` | concept id of each pixel, `GRAY16_LE`; absent where concepts are switched off |
 //! | `instances` | `GstValueArray` of `GstStructure` | with `masks`: `id`, `area`, `x`, `y`, `width`, `height` (`guint`, pixels), `confidence` (`gdouble`, 0..1) |
 //! | `segments` | `GstValueArray` of `GstStructure` | with `concepts`, one per connected segment: `concept`, `area`, `x`, `y`, `width`, `height` (`guint`, pixels), `similarity` (`gdouble`, -1..1) |
-//! | `summary` | `GstValueArray` of `GstStructure` | with `concepts`, one per concept, largest first: `id` (`guint`), `area` (`gdouble`, share 0..1), `similarity` (`gdouble`), and where people gave them `name` (`gchararray`) and `color` (`guint`, 0xrrggbb) |
+//! | `summary` | `GstValueArray` of `GstStructure` | with `concepts`, one per concept, largest first: `id` (`guint`), `area` (`gdouble`, share 0..1), `similarity` (`gdouble`), and where people gave them `name` (`gchararray`), `mark` (`gchararray`, `alert` or `ignore`) and `color` (`guint`, 0xrrggbb; one for all concepts of a name) |
 //!
 //! Both map buffers carry a `GstVideoMeta` with format, size and stride.
 //!
@@ -19,9 +19,10 @@
 //! do not adapt it: maps always have the size of the frame that was analysed, and a reader
 //! scales them to its own frame ([`Analysis::read_masks`], [`Analysis::read_concepts`]).
 
-use conceptseg::bundle::{ConceptEntry, ConceptNames};
+use conceptseg::bundle::{ConceptNames, Mark};
 use conceptseg::concepts::ConceptMap;
 use conceptseg::labels::MAX_SIDE;
+use conceptseg::overlay::given_color;
 use conceptseg::propagate::MaskMap;
 use conceptseg::results::summarize_concepts;
 use conceptseg::stream::FrameResult;
@@ -137,12 +138,13 @@ fn boxed(name: &str, area: u32, [x, y, width, height]: [u32; 4]) -> gst::structu
 
 fn summary(map: &ConceptMap, names: &ConceptNames) -> gst::Array {
     gst::Array::new(summarize_concepts(map, names).into_iter().map(|record| {
-        let color = names.get(usize::from(record.id)).and_then(ConceptEntry::rgb);
+        let color = given_color(names, record.id);
         gst::Structure::builder("concept")
             .field("id", u32::from(record.id))
             .field("area", record.area)
             .field("similarity", record.similarity)
             .field_if_some("name", record.name)
+            .field_if_some("mark", record.mark.map(Mark::as_str))
             .field_if_some("color", color.map(|[r, g, b]| u32::from_be_bytes([0, r, g, b])))
             .build()
     }))
@@ -161,6 +163,8 @@ pub struct Analysis {
     concepts: Option<gst::Buffer>,
     /// Concept id and colour where people gave one.
     colors: Vec<(u16, [u8; 3])>,
+    /// Concepts that people marked as ignored.
+    ignored: Vec<u16>,
 }
 
 impl Analysis {
@@ -179,10 +183,10 @@ impl Analysis {
         if !(1..=MAX_SIDE).contains(&width) || !(1..=MAX_SIDE).contains(&height) {
             return Err(MetaError::Damaged(format!("a size of {width}x{height} is impossible")));
         }
-        let colors = fields
+        let summary = fields
             .get_optional::<gst::ArrayRef<'_>>("summary")
             .map_err(|e| MetaError::Damaged(e.to_string()))?;
-        let colors = colors.iter().flat_map(|list| list.iter()).filter_map(concept_color).collect();
+        let summary = || summary.iter().flat_map(|list| list.iter());
         Ok(Some(Self {
             width,
             height,
@@ -191,7 +195,8 @@ impl Analysis {
             concepts: fields
                 .get_optional("concepts")
                 .map_err(|e| MetaError::Damaged(e.to_string()))?,
-            colors,
+            colors: summary().filter_map(concept_color).collect(),
+            ignored: summary().filter_map(ignored_concept).collect(),
         }))
     }
 
@@ -208,6 +213,11 @@ impl Analysis {
     /// Colours that people gave to concepts of this frame, as concept id and red, green, blue.
     pub fn colors(&self) -> &[(u16, [u8; 3])] {
         &self.colors
+    }
+
+    /// Concepts of this frame that people marked as ignored.
+    pub fn ignored(&self) -> &[u16] {
+        &self.ignored
     }
 
     /// Reads the instance map into `out`, scaled to `width` x `height` by nearest neighbour.
@@ -299,4 +309,10 @@ fn concept_color(entry: &gst::glib::SendValue) -> Option<(u16, [u8; 3])> {
     let id = u16::try_from(entry.get::<u32>("id").ok()?).ok()?;
     let [_, r, g, b] = entry.get::<u32>("color").ok()?.to_be_bytes();
     Some((id, [r, g, b]))
+}
+
+fn ignored_concept(entry: &gst::glib::SendValue) -> Option<u16> {
+    let entry = entry.get::<&gst::StructureRef>().ok()?;
+    let ignored = entry.get::<&str>("mark").ok()? == Mark::Ignore.as_str();
+    ignored.then(|| entry.get::<u32>("id").ok()?.try_into().ok())?
 }

@@ -1,6 +1,7 @@
 //! Draws results onto packed RGB frames: concepts as a transparent colour layer, instances
 //! as a second one with outlines.
 
+use crate::bundle::{ConceptNames, Mark};
 use crate::concepts::ConceptMap;
 use crate::labels::PALETTE;
 use crate::propagate::MaskMap;
@@ -115,12 +116,30 @@ impl Default for OverlayStyle {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConceptColors {
     colors: Vec<[u8; 3]>,
+    /// Concepts that are not drawn, rising.
+    hidden: Vec<u16>,
 }
 
 impl ConceptColors {
     /// Colours for the ids `0..count`.
     pub fn new(count: usize) -> Self {
-        Self { colors: (0..count).map(concept_color).collect() }
+        Self { colors: (0..count).map(concept_color).collect(), hidden: Vec::new() }
+    }
+
+    /// Colours for the ids `0..count` as people want them: those that they gave, one for all
+    /// concepts of a name, none for those that are marked as ignored.
+    pub fn of(names: &ConceptNames, count: usize) -> Self {
+        let mut colors = Self::new(count);
+        for (id, entry) in names.iter() {
+            let id16 = id as u16;
+            if let Some(color) = given_color(names, id16) {
+                colors.set(id16, color);
+            }
+            if entry.mark == Some(Mark::Ignore) {
+                colors.hide(id16);
+            }
+        }
+        colors
     }
 
     /// Gives a concept a colour of its own, as red, green, blue.
@@ -131,10 +150,29 @@ impl ConceptColors {
         self.colors[id] = color;
     }
 
+    /// Leaves a concept out of drawings.
+    pub fn hide(&mut self, id: u16) {
+        if let Err(at) = self.hidden.binary_search(&id) {
+            self.hidden.insert(at, id);
+        }
+    }
+
+    /// Whether a concept is left out of drawings.
+    pub fn is_hidden(&self, id: u16) -> bool {
+        self.hidden.binary_search(&id).is_ok()
+    }
+
     /// The colour of a concept as red, green, blue. Ids beyond the dictionary have one too.
     pub fn get(&self, id: u16) -> [u8; 3] {
         self.colors.get(usize::from(id)).copied().unwrap_or_else(|| concept_color(usize::from(id)))
     }
+}
+
+/// The colour that differs from the generated one because of what people said: their colour, or
+/// that of the lowest concept of the same name.
+pub fn given_color(names: &ConceptNames, id: u16) -> Option<[u8; 3]> {
+    let group = names.group(id.into());
+    names.rgb(id.into()).or_else(|| (group != usize::from(id)).then(|| concept_color(group)))
 }
 
 /// Point `id` of the three-dimensional additive low-discrepancy sequence, read as hue,
@@ -273,12 +311,15 @@ fn blend_concepts(
     colors: &ConceptColors,
 ) {
     // Neighbours mostly share their concept, so the colour is looked up once per run.
-    let (mut last, mut color) = (0, colors.get(0));
+    let look = |id| (!colors.is_hidden(id)).then(|| colors.get(id));
+    let (mut last, mut color) = (0, look(0));
     for (pixel, &id) in row.chunks_exact_mut(layout.bytes_per_pixel).zip(ids) {
         if id != last {
-            (last, color) = (id, colors.get(id));
+            (last, color) = (id, look(id));
         }
-        layout.blend(pixel, color, alpha);
+        if let Some(color) = color {
+            layout.blend(pixel, color, alpha);
+        }
     }
 }
 
@@ -342,6 +383,32 @@ mod tests {
         }
         let instances: HashSet<_> = (0..=255).map(instance_color).collect();
         assert_eq!(instances.len(), 256);
+    }
+
+    #[test]
+    fn people_choose_colours_for_names_and_leave_concepts_out() {
+        let text = "[concept.1]\nname = \"road\"\n[concept.3]\nname = \"road\"\n\
+                    [concept.2]\ncolor = \"#010203\"\n[concept.0]\nmark = \"ignore\"";
+        let names = ConceptNames::parse(text, "concepts.toml".as_ref(), 4).unwrap();
+        let (plain, colors) = (ConceptColors::new(4), ConceptColors::of(&names, 4));
+        assert_eq!((colors.get(1), colors.get(3)), (plain.get(1), plain.get(1)));
+        assert_eq!(colors.get(2), [1, 2, 3]);
+        assert_eq!((given_color(&names, 1), given_color(&names, 3)), (None, Some(plain.get(1))));
+        assert!(colors.is_hidden(0) && !colors.is_hidden(1));
+        let mut pixels = [7; 6];
+        draw(
+            &mut pixels,
+            PackedLayout::RGB,
+            6,
+            2,
+            1,
+            Some(&concept_map(2, 1, vec![0, 2])),
+            None,
+            &OPAQUE,
+            &colors,
+        )
+        .unwrap();
+        assert_eq!(pixels, [7, 7, 7, 1, 2, 3]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tempfile::{Builder, NamedTempFile};
 
-use crate::bundle::ConceptNames;
+use crate::bundle::{ConceptNames, Mark};
 use crate::concepts::ConceptMap;
 use crate::propagate::MaskMap;
 use crate::rle::Rle;
@@ -66,6 +66,9 @@ pub struct ConceptRecord {
     /// Name that somebody gave to the concept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// What somebody wants to happen where the concept is seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<Mark>,
     /// Share of the frame's pixels, 0..1.
     pub area: f64,
     /// Cosine similarity of its segments to the concept, averaged over pixels, -1..1.
@@ -119,7 +122,8 @@ pub fn summarize_concepts(map: &ConceptMap, names: &ConceptNames) -> Vec<Concept
                 group.iter().map(|s| f64::from(s.area) * f64::from(s.similarity)).sum();
             ConceptRecord {
                 id,
-                name: names.get(usize::from(id)).map(|entry| entry.name.clone()),
+                name: names.name(usize::from(id)).map(str::to_owned),
+                mark: names.mark(usize::from(id)),
                 area: area / pixels,
                 similarity: weighted / area,
             }
@@ -307,7 +311,12 @@ mod tests {
     }
 
     fn names() -> ConceptNames {
-        ConceptNames::parse("[concept.2]\nname = \"road\"", Path::new("concepts.toml"), 10).unwrap()
+        ConceptNames::parse(
+            "[concept.2]\nname = \"road\"\nmark = \"alert\"",
+            Path::new("concepts.toml"),
+            10,
+        )
+        .unwrap()
     }
 
     #[test]
@@ -317,6 +326,7 @@ mod tests {
         assert!((record.latency_ms.total - 21.5).abs() < 1e-9);
         let [road, other] = &record.concepts[..] else { panic!("{:?}", record.concepts) };
         assert_eq!((road.id, road.name.as_deref(), road.area), (2, Some("road"), 0.5));
+        assert_eq!((road.mark, other.mark), (Some(Mark::Alert), None));
         assert_eq!((other.id, other.name.as_deref(), other.area), (9, None, 0.5));
         assert!((other.similarity - 0.65).abs() < 1e-6);
         let [instance] = &record.instances[..] else { panic!("{:?}", record.instances) };

@@ -56,6 +56,9 @@ impl State {
         for &(id, color) in analysis.colors() {
             self.colors.set(id, color);
         }
+        for &id in analysis.ignored() {
+            self.colors.hide(id);
+        }
         let concepts = style.concepts
             && analysis
                 .read_concepts(width, height, &mut self.concepts)

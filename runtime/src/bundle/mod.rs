@@ -4,7 +4,7 @@
 //! bundle.toml            manifest: names, sizes, hashes, normalisation, provenance
 //! embedder.onnx          image [N, 3, H, W] -> embedding [N, D, H/stride, W/stride]
 //! concepts.safetensors   codebook [K, D], counts [K], cooccurrence [K, K], similarity_quantiles [K, 5]
-//! concepts.toml          names and colours that people gave to concepts (optional)
+//! concepts.toml          names, colours and marks that people gave to concepts (optional)
 //! ```
 //!
 //! Everything read here is untrusted: sizes are bounded before memory is taken, and the
@@ -27,7 +27,7 @@ pub use codebook::{Codebook, MAX_CONCEPTS, MAX_DIM, QUANTILES};
 pub use manifest::{
     ConceptsEntry, EmbedderEntry, FORMAT_VERSION, InputEntry, Manifest, Provenance, SizeRule,
 };
-pub use names::{ConceptEntry, ConceptNames};
+pub use names::{ConceptEntry, ConceptNames, MAX_NAME, Mark};
 pub use write::BundleWriter;
 
 /// Name of the manifest in a bundle folder.

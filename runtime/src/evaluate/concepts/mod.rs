@@ -30,8 +30,5 @@ use crate::bundle::ConceptNames;
 
 /// What a concept is called: the name that people gave it, else its id.
 pub fn concept_name(names: &ConceptNames, concept: u16) -> String {
-    match names.get(usize::from(concept)) {
-        Some(entry) => entry.name.clone(),
-        None => concept.to_string(),
-    }
+    names.name(usize::from(concept)).map_or_else(|| concept.to_string(), str::to_owned)
 }

@@ -9,7 +9,7 @@ use super::graph::{self, Look};
 use super::sheet::{self, Row};
 use super::summary::{ConceptSummary, ConceptUse};
 use super::{concept_name, plot, table};
-use crate::bundle::{ConceptEntry, ConceptNames};
+use crate::bundle::ConceptNames;
 use crate::concepts::SegmentationConfig;
 use crate::datasets::images::ImageSet;
 use crate::embed::Model;
@@ -104,14 +104,11 @@ fn draw_graph(
     tiles: &BTreeMap<u16, Vec<RgbImage>>,
 ) -> Result<String, EvaluateError> {
     let purities = purities(summary);
-    let mut colours = ConceptColors::new(summary.dictionary.concepts);
+    let colours = ConceptColors::of(names, summary.dictionary.concepts);
     let joined: BTreeSet<u16> = summary.graph.edges.iter().flat_map(|e| [e.a, e.b]).collect();
     let mut thumbnails = BTreeMap::new();
     let mut shown = BTreeSet::new();
     for &concept in &joined {
-        if let Some(rgb) = names.get(usize::from(concept)).and_then(ConceptEntry::rgb) {
-            colours.set(concept, rgb);
-        }
         if let Some(tile) = tiles.get(&concept).and_then(|tiles| tiles.first()) {
             thumbnails.insert(concept, sheet::jpeg(tile)?);
         }
@@ -160,9 +157,8 @@ fn draw_sheets(
 
 fn heading(one: &ConceptUse, names: &ConceptNames) -> String {
     let plural = |n: u64| if n == 1 { "" } else { "s" };
-    let name = names
-        .get(usize::from(one.concept))
-        .map_or_else(String::new, |entry| format!(" {}", entry.name));
+    let name =
+        names.name(usize::from(one.concept)).map_or_else(String::new, |name| format!(" {name}"));
     format!(
         "{}{name}: {} segment{} in {} image{}, {:.1} % of area",
         one.concept,

@@ -202,7 +202,8 @@ mod tests {
     fn figures_add_up() {
         let mut tally = Tally::default();
         for i in 0..4u16 {
-            let concept = ConceptRecord { id: i % 2, name: None, area: 0.5, similarity: 0.9 };
+            let concept =
+                ConceptRecord { id: i % 2, name: None, mark: None, area: 0.5, similarity: 0.9 };
             tally.add(&FrameRecord {
                 frame: u64::from(i),
                 pts_ns: None,
