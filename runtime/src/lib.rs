@@ -48,6 +48,7 @@ pub mod files;
 pub mod frame;
 pub mod labels;
 pub mod metrics;
+pub mod monitor;
 pub mod overlay;
 pub mod propagate;
 pub mod results;

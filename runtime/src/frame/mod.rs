@@ -4,9 +4,11 @@
 //! length, so that whatever reads the frame later can rely on them.
 
 mod color;
+mod luma;
 mod preprocess;
 mod strided;
 
+pub use luma::Luma;
 pub use preprocess::{Normalization, Preprocessor, network_size};
 
 use std::fmt;

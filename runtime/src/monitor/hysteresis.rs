@@ -59,6 +59,11 @@ impl Switch {
         Some(if self.on { Flip::On } else { Flip::Off })
     }
 
+    /// Whether the value asks for a change that has not come yet.
+    pub const fn is_waiting(self) -> bool {
+        self.since.is_some()
+    }
+
     /// Forgets how long the value has asked for a change.
     pub fn hold(&mut self) {
         self.since = None;

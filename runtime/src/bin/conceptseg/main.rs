@@ -6,6 +6,7 @@ mod davis;
 mod doctor;
 mod eval;
 mod metrics;
+mod monitor;
 mod progress;
 mod report;
 mod scene;
@@ -41,6 +42,9 @@ enum Command {
     /// Score results that any tool has written.
     #[command(subcommand)]
     Metrics(metrics::Command),
+    /// Watch streams: what is normal, what differs, and who is told.
+    #[command(subcommand)]
+    Monitor(monitor::Command),
     /// Summarise a run: table, contact sheet, masks.
     Report(report::Args),
     /// Write a generated test scene with exact instance masks.
@@ -65,6 +69,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args, json),
         Command::Eval(command) => eval::run(&command, json),
         Command::Metrics(command) => metrics::run(&command, json),
+        Command::Monitor(command) => monitor::run(&command, json),
         Command::Report(args) => report::run(&args, json),
         Command::Scene(args) => scene::run(&args, json),
     };
