@@ -39,7 +39,9 @@ pub enum BaselineError {
         source: io::Error,
     },
     /// The file is no baseline, or not one of this bundle.
-    #[error("the baseline {path} cannot be used: {what}; make it again with `conceptseg monitor baseline`")]
+    #[error(
+        "the baseline {path} cannot be used: {what}; make it again with `conceptseg monitor baseline`"
+    )]
     Invalid {
         /// The file.
         path: PathBuf,
@@ -297,8 +299,7 @@ impl Baseline {
             area,
         };
         let lengths = [&baseline.occurrence, &baseline.segments, &baseline.low_similarity];
-        if lengths.iter().any(|v| v.len() != k)
-            || baseline.pairs.bits.len() != (k * k).div_ceil(8)
+        if lengths.iter().any(|v| v.len() != k) || baseline.pairs.bits.len() != (k * k).div_ceil(8)
         {
             return Err("its lists differ in length".to_owned());
         }

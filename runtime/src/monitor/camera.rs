@@ -46,8 +46,9 @@ impl Watcher {
                 let x = (2 * column + 1) * w / (2 * GRID.0);
                 let (left, right) = (x.saturating_sub(1), (x + 1).min(w - 1));
                 let here = luma.at(x, y);
-                let around = [luma.at(left, y), luma.at(right, y), luma.at(x, up), luma.at(x, down)]
-                    .map(i32::from);
+                let around =
+                    [luma.at(left, y), luma.at(right, y), luma.at(x, up), luma.at(x, down)]
+                        .map(i32::from);
                 let bend = around.iter().sum::<i32>() - 4 * i32::from(here);
                 laplacian += f64::from(bend * bend);
                 self.now.push(here);

@@ -113,9 +113,11 @@ impl MonitorConfig {
                 return wrong(format!("{name} is {value}; it must be {low} to {high}"));
             }
         }
-        for (name, levels, high) in
-            [("appear", &self.appear, 1.0), ("novel", &self.novel, 1.0), ("drift", &self.drift, 1e6)]
-        {
+        for (name, levels, high) in [
+            ("appear", &self.appear, 1.0),
+            ("novel", &self.novel, 1.0),
+            ("drift", &self.drift, 1e6),
+        ] {
             let Levels { on, off, on_for, off_for } = *levels;
             if !((0.0..=high).contains(&off) && (off..=high).contains(&on)) {
                 return wrong(format!(
@@ -123,7 +125,9 @@ impl MonitorConfig {
                 ));
             }
             if !(0.0..=86_400.0).contains(&on_for) || !(0.0..=86_400.0).contains(&off_for) {
-                return wrong(format!("{name}.on_for and {name}.off_for must be 0 to 86400 seconds"));
+                return wrong(format!(
+                    "{name}.on_for and {name}.off_for must be 0 to 86400 seconds"
+                ));
             }
         }
         if self.thumbnail.is_some_and(|width| !(16..=640).contains(&width)) {
@@ -141,7 +145,10 @@ mod tests {
     fn a_file_gives_what_differs_and_mistakes_are_named() {
         let config = MonitorConfig::parse("warm_up = 5.0\nthumbnail = 160").unwrap();
         assert_eq!(config.thumbnail, Some(160));
-        assert_eq!(config, MonitorConfig { warm_up: 5.0, thumbnail: Some(160), ..Default::default() });
+        assert_eq!(
+            config,
+            MonitorConfig { warm_up: 5.0, thumbnail: Some(160), ..Default::default() }
+        );
         for (text, part) in [
             ("windows = [5.0, 2.0]", "2 to 6 rising lengths"),
             ("rare = nan", "rare is NaN"),

@@ -15,9 +15,9 @@ mod config;
 pub mod drift;
 mod event;
 pub mod hysteresis;
+pub mod output;
 mod readings;
 mod reference;
-pub mod output;
 pub mod rules;
 mod stream;
 #[cfg(test)]

@@ -173,7 +173,11 @@ impl StreamMonitor {
             drift: readings.drift,
             drift_usual: readings.drift_band.mean().map(|m| [m, readings.drift_band.deviation()]),
             look: readings.look.map(|l| [l.brightness, l.contrast, l.sharpness]),
-            active: readings.active().map(str::to_owned).chain(rules.map(|(name, _)| name.to_owned())).collect(),
+            active: readings
+                .active()
+                .map(str::to_owned)
+                .chain(rules.map(|(name, _)| name.to_owned()))
+                .collect(),
             windows: self.config.windows.clone(),
             concepts: readings.concepts(&self.reference, windows),
         }
@@ -256,9 +260,8 @@ impl StreamMonitor {
         readings.presence.add(passed, presence);
         let novelty = if all > 0.0 { novel / all } else { 0.0 };
         readings.novelty.add(passed, std::iter::once(novelty));
-        let watched = (0..self.shares.len()).map(|k| {
-            if self.reference.is_watched(k) { readings.area.mean(0, k) } else { 0.0 }
-        });
+        let watched = (0..self.shares.len())
+            .map(|k| if self.reference.is_watched(k) { readings.area.mean(0, k) } else { 0.0 });
         readings.drift = jensen_shannon(watched, self.reference.area());
     }
 
@@ -277,7 +280,8 @@ impl StreamMonitor {
             let level = config.covered_contrast;
             (-look.contrast, fault(-level, -1.5 * level), look.contrast)
         } else {
-            let top = (0..self.shares.len()).max_by(|&a, &b| self.shares[a].total_cmp(&self.shares[b]));
+            let top =
+                (0..self.shares.len()).max_by(|&a, &b| self.shares[a].total_cmp(&self.shares[b]));
             let last = config.windows.len() - 1;
             let unusual = top.filter(|&k| self.readings.area.mean(last, k) < 0.5);
             let share = match (unusual, self.switches.covered.is_on()) {
@@ -365,7 +369,8 @@ impl StreamMonitor {
         let score = self.readings.drift_band.score(self.readings.drift);
         if warm || self.switches.drifted.is_on() {
             let flip = self.switches.drifted.update(score, self.clock, &self.config.drift);
-            let concepts = if flip == Some(Flip::On) { self.drifted_concepts() } else { Vec::new() };
+            let concepts =
+                if flip == Some(Flip::On) { self.drifted_concepts() } else { Vec::new() };
             self.readings.drifted = self.switches.drifted.is_on();
             self.tell_flip(flip, EventKind::Drifted, score, &concepts, |value| {
                 format!("the mixture of concepts is {value:.1} deviations further from normal than usual")

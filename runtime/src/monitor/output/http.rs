@@ -36,7 +36,6 @@ pub struct Server {
     thread: Option<JoinHandle<()>>,
 }
 
-
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server").field("address", &self.address).finish_non_exhaustive()
@@ -56,8 +55,7 @@ impl Server {
     /// # Errors
     /// [`ServerError`].
     pub fn start(address: &str, hub: Arc<Hub>) -> Result<Self, ServerError> {
-        let failed =
-            |reason: String| ServerError { address: address.to_owned(), reason };
+        let failed = |reason: String| ServerError { address: address.to_owned(), reason };
         let sockets = address.to_socket_addrs().map_err(|e| failed(e.to_string()))?;
         let sockets: Vec<_> = sockets.collect();
         let server = tiny_http::Server::http(&sockets[..]).map_err(|e| failed(e.to_string()))?;
@@ -66,11 +64,8 @@ impl Server {
         if let Some(bound) = bound.filter(|b| !b.ip().is_loopback()) {
             tracing::warn!("{bound} can be reached from other machines, without a password");
         }
-        let handler = Handler {
-            server: Arc::clone(&server),
-            hub: Arc::clone(&hub),
-            pages: Arc::default(),
-        };
+        let handler =
+            Handler { server: Arc::clone(&server), hub: Arc::clone(&hub), pages: Arc::default() };
         let thread = std::thread::Builder::new()
             .name("http".to_owned())
             .spawn(move || handler.run())

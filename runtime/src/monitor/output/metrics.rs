@@ -33,13 +33,17 @@ struct Streams(Arc<Hub>);
 type Gauge = (&'static str, &'static str, fn(&Latest) -> Option<f64>);
 
 const GAUGES: [Gauge; 7] = [
-    ("novelty", "Share of the area that looks like nothing that was learnt, over the first window", |l| {
-        l.status.novelty.first().copied()
-    }),
+    (
+        "novelty",
+        "Share of the area that looks like nothing that was learnt, over the first window",
+        |l| l.status.novelty.first().copied(),
+    ),
     ("drift", "Jensen-Shannon divergence of the concepts from the baseline in bits", |l| {
         Some(l.status.drift)
     }),
-    ("drift_usual", "Mean of the drift over its own history", |l| l.status.drift_usual.map(|u| u[0])),
+    ("drift_usual", "Mean of the drift over its own history", |l| {
+        l.status.drift_usual.map(|u| u[0])
+    }),
     ("drift_deviation", "Deviation of the drift over its own history", |l| {
         l.status.drift_usual.map(|u| u[1])
     }),
@@ -75,13 +79,13 @@ impl Collector for Streams {
             }
         }
         let help = "Share of the area of a concept over the second window";
-        let mut metric = encoder.encode_descriptor("concept_area", help, None, MetricType::Gauge)?;
+        let mut metric =
+            encoder.encode_descriptor("concept_area", help, None, MetricType::Gauge)?;
         for Latest { status, .. } in streams.iter().map(AsRef::as_ref) {
             for concept in &status.concepts {
                 let id = concept.id.to_string();
                 let name = concept.name.as_deref().unwrap_or(&id);
-                let labels =
-                    [("stream", status.stream.as_str()), ("concept", &id), ("name", name)];
+                let labels = [("stream", status.stream.as_str()), ("concept", &id), ("name", name)];
                 let area = concept.area.get(1).copied().unwrap_or(0.0);
                 ConstGauge::new(area).encode(metric.encode_family(&labels)?)?;
             }
@@ -93,7 +97,8 @@ impl Collector for Streams {
             ConstCounter::new(latest.status.frames).encode(metric.encode_family(&labels)?)?;
         }
         let help = "Seconds that the monitor took";
-        let mut metric = encoder.encode_descriptor("monitor_seconds", help, None, MetricType::Counter)?;
+        let mut metric =
+            encoder.encode_descriptor("monitor_seconds", help, None, MetricType::Counter)?;
         for latest in &streams {
             let labels = [("stream", latest.status.stream.as_str())];
             ConstCounter::new(latest.busy).encode(metric.encode_family(&labels)?)?;

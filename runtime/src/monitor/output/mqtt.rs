@@ -182,7 +182,10 @@ fn check_topic(part: &str) -> Result<(), MqttError> {
 
 /// A stream's name as a part of a topic.
 fn topic_part(name: &str) -> String {
-    name.chars().take(200).map(|c| if check_topic(&c.to_string()).is_ok() { c } else { '_' }).collect()
+    name.chars()
+        .take(200)
+        .map(|c| if check_topic(&c.to_string()).is_ok() { c } else { '_' })
+        .collect()
 }
 
 fn address(broker: &str) -> Result<(&str, u16), MqttError> {

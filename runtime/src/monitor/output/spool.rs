@@ -94,7 +94,8 @@ impl Spool {
             }
         }
         // Begin with a new file: the last may end in half a message.
-        let next = self.files.last().map_or(self.position.0 + 1, |f| f.0 + 1).max(self.position.0 + 1);
+        let next =
+            self.files.last().map_or(self.position.0 + 1, |f| f.0 + 1).max(self.position.0 + 1);
         self.begin(next)?;
         self.skip_sent();
         Ok(())
@@ -310,8 +311,10 @@ mod tests {
         for n in 0..50 {
             spool.push(&message(n, 100_000)).unwrap();
         }
-        let bytes: u64 =
-            std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
+        let bytes: u64 = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().metadata().unwrap().len())
+            .sum();
         assert!(bytes <= 2 << 20, "{bytes}");
         let (first, _) = spool.peek(spool.start()).unwrap().unwrap();
         assert_eq!(u64::from(number(&first)), spool.dropped());

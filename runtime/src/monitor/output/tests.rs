@@ -91,7 +91,7 @@ fn a_page_hears_of_events_old_and_new() {
     let server = Server::start("127.0.0.1:0", Arc::clone(&hub)).unwrap();
     let mut stream = TcpStream::connect(server.address().unwrap()).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    write!(stream, "GET /events HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    write!(stream, "GET /events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
     let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
     assert!(lines.by_ref().any(|l| l.starts_with("data: {") && l.contains("\"number\":1")));
     hub.tell(&[event(2)]);

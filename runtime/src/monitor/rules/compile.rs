@@ -55,7 +55,8 @@ impl Scope<'_> {
                 Test::Or(Box::new(self.test(a)?), Box::new(self.test(b)?))
             }
             Kind::Infix(
-                op @ (InfixOp::Less | InfixOp::LessEqual | InfixOp::Greater | InfixOp::GreaterEqual),
+                op
+                @ (InfixOp::Less | InfixOp::LessEqual | InfixOp::Greater | InfixOp::GreaterEqual),
                 a,
                 b,
             ) => Test::Compare(*op, self.value(a)?, self.value(b)?),
@@ -149,7 +150,10 @@ impl Scope<'_> {
             _ => {
                 return Err(mistake(
                     node,
-                    format!("expected a concept: its name in quotes, or its id, 0 to {}", count - 1),
+                    format!(
+                        "expected a concept: its name in quotes, or its id, 0 to {}",
+                        count - 1
+                    ),
                 ));
             }
         };

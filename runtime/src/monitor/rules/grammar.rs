@@ -117,13 +117,13 @@ fn sign<'a>(sign: &'static str) -> impl Parser<Input<'a>, (), ErrMode<ContextErr
 
 fn tree(input: &mut Input<'_>) -> Answer<Node> {
     let prefix = alt((
-        (spaced("-")).map(|_| {
-            Prefix(7, |_: &mut Input<'_>, a: Node| Ok(prefixed(PrefixOp::Minus, a)))
-        }),
+        (spaced("-"))
+            .map(|_| Prefix(7, |_: &mut Input<'_>, a: Node| Ok(prefixed(PrefixOp::Minus, a)))),
         word("not").map(|()| Prefix(3, |_: &mut Input<'_>, a| Ok(prefixed(PrefixOp::Not, a)))),
     ));
     let logic = alt((
-        word("or").map(|()| Infix::Left(1, |_: &mut Input<'_>, a, b| Ok(joined(InfixOp::Or, a, b)))),
+        word("or")
+            .map(|()| Infix::Left(1, |_: &mut Input<'_>, a, b| Ok(joined(InfixOp::Or, a, b)))),
         word("and").map(|()| Infix::Left(2, |_: &mut _, a, b| Ok(joined(InfixOp::And, a, b)))),
     ));
     let comparison = alt((
@@ -136,7 +136,8 @@ fn tree(input: &mut Input<'_>) -> Answer<Node> {
         sign(">").map(|()| Infix::Left(4, |_: &mut _, a, b| Ok(joined(InfixOp::Greater, a, b)))),
     ));
     let sum = alt((
-        sign("+").map(|()| Infix::Left(5, |_: &mut Input<'_>, a, b| Ok(joined(InfixOp::Plus, a, b)))),
+        sign("+")
+            .map(|()| Infix::Left(5, |_: &mut Input<'_>, a, b| Ok(joined(InfixOp::Plus, a, b)))),
         sign("-").map(|()| Infix::Left(5, |_: &mut _, a, b| Ok(joined(InfixOp::Minus, a, b)))),
         sign("*").map(|()| Infix::Left(6, |_: &mut _, a, b| Ok(joined(InfixOp::Times, a, b)))),
         sign("/").map(|()| Infix::Left(6, |_: &mut _, a, b| Ok(joined(InfixOp::Over, a, b)))),
@@ -203,11 +204,9 @@ fn call(input: &mut Input<'_>) -> Answer<Node> {
         .verify(|name: &str| !RESERVED.contains(&name));
     let (name, span) = name.with_span().parse_next(input)?;
     let argument = alt((preceded(multispace0, text), tree));
-    let list = (
-        separated(0.., argument, sign(",")),
-        cut_err(sign(")")).context(expected("`,` or `)`")),
-    )
-        .map(|(list, ())| list);
+    let list =
+        (separated(0.., argument, sign(",")), cut_err(sign(")")).context(expected("`,` or `)`")))
+            .map(|(list, ())| list);
     let arguments: Option<Vec<Node>> =
         alt((preceded(sign("("), list).map(Some), empty.value(None))).parse_next(input)?;
     Ok(Node { span, kind: Kind::Call(name.to_owned(), arguments.unwrap_or_default()) })

@@ -155,7 +155,9 @@ impl RuleSet {
                 rule: name.clone(),
                 what,
             };
-            if name.trim().is_empty() || name.chars().count() > 80 || name.contains(char::is_control)
+            if name.trim().is_empty()
+                || name.chars().count() > 80
+                || name.contains(char::is_control)
             {
                 return Err(wrong(
                     entry.name.span().start,

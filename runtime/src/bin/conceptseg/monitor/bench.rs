@@ -116,7 +116,11 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
         for at in 0..clips.len() {
             let told = watch(&clips, at, None, method, limits(at), fps)?.alarms;
             for (time, what) in told.iter().filter(|(time, _)| *time < PARTS[0]) {
-                tracing::debug!("{} tells of {what} on {} at {time:.1} s", method.name(), clips[at].name);
+                tracing::debug!(
+                    "{} tells of {what} on {} at {time:.1} s",
+                    method.name(),
+                    clips[at].name
+                );
                 falses += 1;
             }
         }
@@ -179,7 +183,8 @@ fn look(args: &Args, model: &Arc<Model>, folders: &[PathBuf]) -> Result<Vec<Clip
         let mut disturbed: HashMap<_, Vec<_>> = HashMap::new();
         for (path, number) in files.iter().zip(0..) {
             let image = read(path)?;
-            for kind in [Disturbance::Covered, Disturbance::Blur, Disturbance::Night, Disturbance::Cast]
+            for kind in
+                [Disturbance::Covered, Disturbance::Blur, Disturbance::Night, Disturbance::Cast]
             {
                 let seen = eye.see(kind.apply(&image, number), path)?;
                 disturbed.entry(kind.name()).or_default().push(seen);
@@ -240,7 +245,8 @@ impl Eye {
             let [r, g, b] = pixel.0.map(|v| usize::from(v) * STEPS / 256);
             colors[(r * STEPS + g) * STEPS + b] += one;
         }
-        let result = FrameResult { width, height, concepts: Some(labels), ..FrameResult::default() };
+        let result =
+            FrameResult { width, height, concepts: Some(labels), ..FrameResult::default() };
         Ok(Seen { image, result, embedding, colors })
     }
 }

@@ -105,7 +105,9 @@ impl Outputs {
         let outputs =
             Self { hub, log: log.transpose()?, server: server.transpose()?, mqtt, told: 0 };
         if let Some(address) = outputs.server.as_ref().and_then(Server::address) {
-            tracing::info!("the live page is at http://{address}/, metrics at http://{address}/metrics");
+            tracing::info!(
+                "the live page is at http://{address}/, metrics at http://{address}/metrics"
+            );
         }
         Ok(outputs)
     }

@@ -125,8 +125,10 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
         let streams: Vec<_> = told
             .iter()
             .map(|(monitor, account, whole)| {
-                let events: serde_json::Map<_, _> =
-                    account.events().map(|(kind, n)| (kind.as_str().to_owned(), n.into())).collect();
+                let events: serde_json::Map<_, _> = account
+                    .events()
+                    .map(|(kind, n)| (kind.as_str().to_owned(), n.into()))
+                    .collect();
                 json!({
                     "stream": monitor.stream(), "frames": monitor.frames(), "events": events,
                     "monitor_seconds": account.busy().as_secs_f64(),
@@ -144,7 +146,12 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
             account.events().map(|(kind, n)| format!("{n} {}", kind.as_str())).collect();
         let events = if events.is_empty() { "no events".to_owned() } else { events.join(", ") };
         let per_frame = account.busy().as_secs_f64() * 1e6 / (monitor.frames().max(1) as f64);
-        write!(out, "{}: {} frames, {events}; {per_frame:.0} us a frame", monitor.stream(), monitor.frames())?;
+        write!(
+            out,
+            "{}: {} frames, {events}; {per_frame:.0} us a frame",
+            monitor.stream(),
+            monitor.frames()
+        )?;
         match whole {
             Some(whole) => {
                 let share = account.busy().as_secs_f64() / whole.as_secs_f64().max(1e-9);
