@@ -51,6 +51,7 @@ pub mod frame;
 pub mod http;
 pub mod labels;
 pub mod metrics;
+pub mod monitor;
 pub mod onnx;
 pub mod overlay;
 pub mod propagate;

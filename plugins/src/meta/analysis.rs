@@ -1,5 +1,6 @@
 //! Reading results back from a buffer.
 
+use conceptseg::bundle::Mark;
 use conceptseg::concepts::ConceptMap;
 use conceptseg::labels::MAX_SIDE;
 use conceptseg::propagate::{InstanceStat, MaskMap};

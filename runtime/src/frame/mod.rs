@@ -4,11 +4,13 @@
 //! length, so that whatever reads the frame later can rely on them.
 
 mod color;
+mod luma;
 mod mutable;
 mod preprocess;
 mod strided;
 
 pub(crate) use color::{YuvToRgb, rgb_to_yuv};
+pub use luma::Luma;
 pub use mutable::{FrameViewMut, PlaneMut};
 pub use preprocess::{Normalization, Preprocessor, network_size};
 

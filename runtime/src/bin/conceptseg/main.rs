@@ -11,6 +11,7 @@ mod engine;
 mod eval;
 mod images;
 mod metrics;
+mod monitor;
 mod progress;
 mod report;
 mod scene;
@@ -54,6 +55,9 @@ enum Command {
     /// Score results that any tool has written.
     #[command(subcommand)]
     Metrics(metrics::Command),
+    /// Watch streams: what is normal, what differs, and who is told.
+    #[command(subcommand)]
+    Monitor(monitor::Command),
     /// Summarise a run: table, contact sheet, masks.
     Report(report::Args),
     /// Write a generated test scene with exact instance masks.
@@ -81,6 +85,7 @@ fn main() -> ExitCode {
         Command::Engine(command) => engine::run(&command, json),
         Command::Eval(command) => eval::run(&command, json),
         Command::Metrics(command) => metrics::run(&command, json),
+        Command::Monitor(command) => monitor::run(&command, json),
         Command::Report(args) => report::run(&args, json),
         Command::Scene(args) => scene::run(&args, json),
     };
