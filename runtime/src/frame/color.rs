@@ -68,11 +68,8 @@ pub(crate) fn rgb_to_yuv(colorimetry: Colorimetry, rgb: [u8; 3]) -> [u8; 3] {
     let (kr, kb) = luma_weights(colorimetry.matrix);
     let [r, g, b] = rgb.map(f32::from);
     let luma = kr * r + (1.0 - kr - kb) * g + kb * b;
-    let (scale, offset, chroma) = if colorimetry.full_range {
-        (1.0, 0.0, 1.0)
-    } else {
-        (219.0 / 255.0, 16.0, 224.0 / 255.0)
-    };
+    let (scale, offset, chroma) =
+        if colorimetry.full_range { (1.0, 0.0, 1.0) } else { (219.0 / 255.0, 16.0, 224.0 / 255.0) };
     let (u, v) = (0.5 * (b - luma) / (1.0 - kb), 0.5 * (r - luma) / (1.0 - kr));
     // `as` keeps within 0..=255: a saturated colour of the full range is half a code beyond.
     [luma * scale + offset, u * chroma + 128.0, v * chroma + 128.0].map(|code| code.round() as u8)
