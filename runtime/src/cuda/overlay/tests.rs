@@ -39,7 +39,7 @@ fn draw_on(
     skip: usize,
     size: (u32, u32),
     (concepts, masks): (Option<&ConceptMap>, Option<&MaskMap>),
-    style: &OverlayStyle,
+    style: OverlayStyle,
 ) -> Result<(), CudaOverlayError> {
     let stream = &gpu.stream;
     let context = stream.context();
@@ -65,7 +65,7 @@ fn draw_on(
     });
     // SAFETY: everything is kept until the stream is done.
     let answer =
-        unsafe { stage.enqueue(stream, &device, size, concepts.as_ref(), masks.as_ref(), style) };
+        unsafe { stage.enqueue(stream, &device, size, concepts.as_ref(), masks.as_ref(), &style) };
     stream.synchronize().unwrap();
     for ((bytes, _), buffer) in planes.iter_mut().zip(&buffers) {
         let mut all = vec![0; skip + bytes.len()];
@@ -108,7 +108,7 @@ fn packed_frames_are_those_of_the_cpu() {
             let format = OverlayFormat::Packed(layout);
             let stage = OverlayStage::new(&gpu.kernels, &gpu.stream, format, &colors).unwrap();
             let mut planes = [(bytes.clone(), stride)];
-            draw_on(gpu, &stage, &mut planes, skip, (w, h), (concepts, masks), &style).unwrap();
+            draw_on(gpu, &stage, &mut planes, skip, (w, h), (concepts, masks), style).unwrap();
             prop_assert_eq!(&planes[0].0, &expected, "{}", gpu.name);
         }
     });
@@ -192,7 +192,7 @@ fn nv12_frames_are_drawn_on_pixel_by_pixel() {
             let stage = OverlayStage::new(&gpu.kernels, &gpu.stream, format, &colors).unwrap();
             let mut planes = [(luma.clone(), luma_stride), (chroma.clone(), chroma_stride)];
             let layers = (Some(&concepts), Some(&masks));
-            draw_on(gpu, &stage, &mut planes, skip, (w, h), layers, &style).unwrap();
+            draw_on(gpu, &stage, &mut planes, skip, (w, h), layers, style).unwrap();
             prop_assert_eq!(&planes[0].0, &expected_luma, "{}", gpu.name);
             prop_assert_eq!(&planes[1].0, &expected_chroma, "{}", gpu.name);
         }
@@ -214,23 +214,22 @@ fn what_does_not_fit_is_refused_and_nothing_is_drawn() {
         let (concepts, masks) = layers(8, 4, 1);
         let rgb = new(OverlayFormat::Packed(PackedLayout::RGB)).unwrap();
         let both = (Some(&concepts), Some(&masks));
-        let before = vec![9; 8 * 4 * 3];
+        let before = [9; 8 * 4 * 3];
         for (len, stride, size) in [(95, 24, (8, 4)), (96, 23, (8, 4)), (96, 24, (0, 4))] {
             let mut planes = [(before[..len].to_vec(), stride)];
-            let error = draw_on(&gpu, &rgb, &mut planes, 0, size, both, &style).unwrap_err();
+            let error = draw_on(&gpu, &rgb, &mut planes, 0, size, both, style).unwrap_err();
             assert!(matches!(error, CudaOverlayError::Planes { .. }), "{error}");
             assert_eq!(planes[0].0, before[..len]);
         }
         let mut planes = [(vec![9; 9 * 4 * 3], 27)];
-        let error = draw_on(&gpu, &rgb, &mut planes, 0, (9, 4), both, &style).unwrap_err();
+        let error = draw_on(&gpu, &rgb, &mut planes, 0, (9, 4), both, style).unwrap_err();
         assert!(error.to_string().contains("concept layer in device memory has 32"), "{error}");
-        let error =
-            draw_on(&gpu, &rgb, &mut planes, 0, (9, 4), (None, both.1), &style).unwrap_err();
+        let error = draw_on(&gpu, &rgb, &mut planes, 0, (9, 4), (None, both.1), style).unwrap_err();
         assert!(error.to_string().contains("mask layer"), "{error}");
         let nv12 = new(OverlayFormat::Nv12(BT709)).unwrap();
         let mut planes = [(vec![9; 7 * 3], 7), (vec![9; 7 * 2], 7)];
-        let error = draw_on(&gpu, &nv12, &mut planes, 0, (7, 3), (None, None), &style).unwrap_err();
+        let error = draw_on(&gpu, &nv12, &mut planes, 0, (7, 3), (None, None), style).unwrap_err();
         assert!(matches!(error, CudaOverlayError::Planes { .. }), "{error}");
-        assert!(draw_on(&gpu, &nv12, &mut planes[..1], 0, (7, 3), (None, None), &style).is_err());
+        assert!(draw_on(&gpu, &nv12, &mut planes[..1], 0, (7, 3), (None, None), style).is_err());
     }
 }

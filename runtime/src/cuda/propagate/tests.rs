@@ -381,9 +381,12 @@ fn any_small_clip_gets_the_masks_of_the_cpu() {
         seed in 0..1000u64,
     )| {
         let radius = if radius > 30 { radius * 1000 } else { radius };
-        let map = |t: usize| match exact {
-            true => tied(height, width, dim, seed + t as u64 / 2),
-            false => scene(height, width, dim.max(3), seed, t),
+        let map = |t: usize| {
+            if exact {
+                tied(height, width, dim, seed + t as u64 / 2)
+            } else {
+                scene(height, width, dim.max(3), seed, t)
+            }
         };
         for gpu in &gpus {
             let mask = discs(out_w + 9, out_h + 9, instances);
