@@ -39,6 +39,7 @@
 pub mod backend;
 pub mod bundle;
 pub mod concepts;
+pub mod cuda;
 pub mod datasets;
 mod dot;
 pub mod embed;

@@ -299,11 +299,11 @@ pub fn open(
     output_name: &str,
     options: &BackendOptions,
 ) -> Result<Box<dyn Backend>, BackendError> {
-    let threads = options.threads.min(MAX_THREADS);
+    let (threads, names) = (options.threads.min(MAX_THREADS), (input_name, output_name));
     match options.kind {
         BackendKind::Auto => {
             let gpu = GpuOptions { cpu_fallback: true, ..options.gpu };
-            match open_on_gpu(onnx, input_name, output_name, threads, gpu) {
+            match open_on_gpu(onnx, names, threads, gpu, Places::of_process()) {
                 Ok(backend) => Ok(backend),
                 // Without the file nothing can go on.
                 Err(error @ (BackendError::Io { .. } | BackendError::TooLarge { .. })) => {
@@ -315,7 +315,9 @@ pub fn open(
                 }
             }
         }
-        BackendKind::Tensorrt => open_on_gpu(onnx, input_name, output_name, threads, options.gpu),
+        BackendKind::Tensorrt => {
+            open_on_gpu(onnx, names, threads, options.gpu, Places::of_process())
+        }
         kind => {
             let bytes = read_network(onnx)?;
             let source = Source {
@@ -335,22 +337,21 @@ pub fn open(
 }
 
 /// The network with TensorRT, and with the CPU behind it where that is allowed.
-fn open_on_gpu(
+pub(crate) fn open_on_gpu(
     path: &Path,
-    input: &str,
-    output: &str,
+    (input, output): (&str, &str),
     threads: usize,
     options: GpuOptions,
+    places: Places,
 ) -> Result<Box<dyn Backend>, BackendError> {
     let sha256 = hex(&Sha256::digest(read_network(path)?));
-    let [input, output] = [input, output].map(str::to_owned);
-    let (path, cpu) = (path.to_owned(), (input.clone(), output.clone()));
-    let network = NetworkFile { path: path.clone(), sha256, input, output };
-    let gpu = TensorRt::open(network, Places::of_process(), options)?;
+    let (path, input, output) = (path.to_owned(), input.to_owned(), output.to_owned());
+    let source =
+        CpuSource { path: path.clone(), input: input.clone(), output: output.clone(), threads };
+    let gpu = TensorRt::open(NetworkFile { path, sha256, input, output }, places, options)?;
     if !options.cpu_fallback {
         return Ok(Box::new(gpu));
     }
-    let source = CpuSource { path, input: cpu.0, output: cpu.1, threads };
     Ok(Box::new(Fallback::new(gpu, source)))
 }
 

@@ -94,7 +94,7 @@ impl Observe for Rten {
             let tensor: Tensor<f32> =
                 value.into_tensor().ok_or_else(|| failed("a map is not float32".to_owned()))?;
             let info = self.model.node_info(id);
-            let name = info.as_ref().and_then(|info| info.name()).unwrap_or_default();
+            let name = info.as_ref().and_then(rten::NodeInfo::name).unwrap_or_default();
             see(name, &tensor.to_vec());
         }
         Ok(())

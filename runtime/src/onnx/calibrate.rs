@@ -66,8 +66,7 @@ impl Calibration {
     /// [`CalibrationError`].
     pub fn read(path: &Path) -> Result<Self, CalibrationError> {
         let io_error = |source| CalibrationError::Io { path: path.to_owned(), source };
-        let format =
-            |reason: String| CalibrationError::Format { path: path.to_owned(), reason };
+        let format = |reason: String| CalibrationError::Format { path: path.to_owned(), reason };
         let size = std::fs::metadata(path).map_err(io_error)?.len();
         if size > MAX_FILE {
             return Err(format(format!("it has {size} bytes")));

@@ -269,7 +269,7 @@ pub(super) fn plain(graph: &GraphProto) -> Result<GraphProto, OnnxError> {
 pub(super) fn drop_unread(graph: &mut GraphProto) {
     let read: HashSet<&str> =
         graph.node.iter().flat_map(|n| &n.input).map(String::as_str).collect();
-    let ends: HashSet<&str> = graph.output.iter().map(|info| info.name()).collect();
+    let ends: HashSet<&str> = graph.output.iter().map(ValueInfoProto::name).collect();
     let kept = |t: &TensorProto| read.contains(t.name()) || ends.contains(t.name());
     let keep: Vec<bool> = graph.initializer.iter().map(kept).collect();
     let mut keep = keep.into_iter();
@@ -300,8 +300,9 @@ pub(super) fn value_types(graph: &GraphProto) -> HashMap<String, DataType> {
             "Shape" | "Size" | "ArgMax" | "ArgMin" | "NonZero" => DataType::Int64,
             "Equal" | "Greater" | "GreaterOrEqual" | "Less" | "LessOrEqual" | "Not" | "And"
             | "Or" | "Xor" | "IsNaN" | "IsInf" => DataType::Bool,
-            "Cast" => DataType::try_from(int_of(node, "to", 0) as i32)
-                .unwrap_or(DataType::Undefined),
+            "Cast" => {
+                DataType::try_from(int_of(node, "to", 0) as i32).unwrap_or(DataType::Undefined)
+            }
             "ConstantOfShape" => attribute(node, "value")
                 .and_then(|a| a.t.as_deref())
                 .map_or(DataType::Float, data_type),

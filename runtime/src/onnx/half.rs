@@ -15,7 +15,7 @@ use super::graph::{
     unsupported, value_types,
 };
 use super::proto::tensor_proto::DataType;
-use super::proto::{GraphProto, NodeProto, TensorProto};
+use super::proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto};
 use super::{Model, OnnxError, opset};
 
 /// A 16-bit floating point format.
@@ -28,7 +28,7 @@ pub enum Half {
 }
 
 impl Half {
-    const fn data_type(self) -> DataType {
+    pub(super) const fn data_type(self) -> DataType {
         match self {
             Self::F16 => DataType::Float16,
             Self::Bf16 => DataType::Bfloat16,
@@ -325,7 +325,7 @@ impl<'a> Emitter<'a> {
             types,
             half,
             names: Names::of(graph),
-            ends: graph.output.iter().map(|info| info.name()).collect(),
+            ends: graph.output.iter().map(ValueInfoProto::name).collect(),
             constants,
             made: HashMap::new(),
             out,

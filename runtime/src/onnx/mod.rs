@@ -27,6 +27,7 @@ use self::graph::{data_type, label};
 use self::proto::tensor_proto::{DataLocation, DataType};
 use self::proto::type_proto;
 use crate::backend::BackendError;
+use crate::files::hex;
 
 /// Why a network could not be read or rewritten.
 #[derive(Debug, thiserror::Error)]
@@ -188,7 +189,7 @@ impl Model {
             initializer: self.graph.initializer.clone(),
             ..proto::GraphProto::default()
         };
-        Sha256::digest(graph.encode_to_vec()).iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&Sha256::digest(graph.encode_to_vec()))
     }
 
     /// The same network with another graph, which is checked.
@@ -202,7 +203,8 @@ impl Model {
 
     /// Inputs that are no weights: old files list those among the inputs too.
     fn true_inputs(&self) -> impl Iterator<Item = &proto::ValueInfoProto> {
-        let weights: HashSet<&str> = self.graph.initializer.iter().map(|t| t.name()).collect();
+        let weights: HashSet<&str> =
+            self.graph.initializer.iter().map(proto::TensorProto::name).collect();
         self.graph.input.iter().filter(move |info| !weights.contains(info.name()))
     }
 
@@ -230,8 +232,8 @@ impl Model {
     fn check_order(&self) -> Result<(), OnnxError> {
         let broken = |reason: String| OnnxError::Graph { reason };
         let mut known: HashSet<&str> = HashSet::new();
-        known.extend(self.graph.initializer.iter().map(|t| t.name()));
-        known.extend(self.graph.input.iter().map(|info| info.name()));
+        known.extend(self.graph.initializer.iter().map(proto::TensorProto::name));
+        known.extend(self.graph.input.iter().map(proto::ValueInfoProto::name));
         for node in &self.graph.node {
             for input in node.input.iter().filter(|name| !name.is_empty()) {
                 if !known.contains(input.as_str()) {

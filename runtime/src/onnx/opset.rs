@@ -22,12 +22,12 @@ const AXES_AS_INPUT: i64 = 18;
 /// [`OnnxError::Opset`] below version 13, [`OnnxError::Unsupported`] for operators whose changes
 /// are not known here.
 pub fn raise(model: &Model, version: i64) -> Result<Model, OnnxError> {
-    let found = model.opset();
+    let (found, version) = (model.opset(), version.min(NEWEST));
     if found >= version {
         return Ok(model.clone());
     }
-    if found < OLDEST || version > NEWEST {
-        return Err(OnnxError::Opset { found, needed: version.min(OLDEST) });
+    if found < OLDEST {
+        return Err(OnnxError::Opset { found, needed: OLDEST });
     }
     let mut graph = model.graph.clone();
     rewrite(&mut graph, found, version)?;
@@ -61,12 +61,12 @@ fn rewrite(graph: &mut GraphProto, from: i64, to: i64) -> Result<(), OnnxError> 
                     node.attribute.retain(|a| a.name() != "axes");
                 }
             }
-            "Conv" | "ConvTranspose" | "Relu" | "Clip" | "LeakyRelu" | "Sigmoid" | "HardSigmoid"
-            | "HardSwish" | "Tanh" | "Add" | "Sub" | "Mul" | "Div" | "Sqrt" | "Max" | "Min"
-            | "Concat" | "MaxPool" | "GlobalAveragePool" | "GlobalMaxPool" | "MatMul" | "Gemm"
-            | "Cast" | "QuantizeLinear" | "DequantizeLinear" | "ReduceSum" | "ReduceL2"
-            | "ReduceMean" | "Softmax" | "Reshape" | "Transpose" | "Flatten" | "Identity"
-            | "Squeeze" | "Unsqueeze" | "Shape" | "Erf" => {}
+            "Conv" | "ConvTranspose" | "Relu" | "Clip" | "LeakyRelu" | "Sigmoid"
+            | "HardSigmoid" | "HardSwish" | "Tanh" | "Add" | "Sub" | "Mul" | "Div" | "Sqrt"
+            | "Max" | "Min" | "Concat" | "MaxPool" | "GlobalAveragePool" | "GlobalMaxPool"
+            | "MatMul" | "Gemm" | "Cast" | "QuantizeLinear" | "DequantizeLinear" | "ReduceSum"
+            | "ReduceL2" | "ReduceMean" | "Softmax" | "Reshape" | "Transpose" | "Flatten"
+            | "Identity" | "Squeeze" | "Unsqueeze" | "Shape" | "Erf" => {}
             // Version 19 rounds the last window of a pool differently when sizes are rounded up.
             "AveragePool" if attribute(node, "ceil_mode").is_none() => {}
             op => {

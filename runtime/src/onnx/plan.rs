@@ -171,8 +171,7 @@ fn pooled<'a>(
     let mut pooled: HashSet<&str> = HashSet::new();
     for node in &graph.node {
         let mut maps = node.input.iter().filter(|i| index.constant(i).is_none()).peekable();
-        let inherited =
-            maps.peek().is_some() && maps.all(|i| pooled.contains(i.as_str()));
+        let inherited = maps.peek().is_some() && maps.all(|i| pooled.contains(i.as_str()));
         let is_pooled = match node.op_type() {
             "GlobalAveragePool" | "GlobalMaxPool" => true,
             "MatMul" => match resampling(node, index, shapes) {
@@ -220,8 +219,18 @@ fn tail(graph: &GraphProto, index: &Index<'_>, output: &str) -> HashSet<usize> {
         let passes = op.starts_with("Reduce")
             || matches!(
                 op,
-                "Div" | "Mul" | "Add" | "Sub" | "Clip" | "Max" | "Sqrt" | "Pow" | "Cast"
-                    | "Identity" | "Reshape" | "Transpose"
+                "Div"
+                    | "Mul"
+                    | "Add"
+                    | "Sub"
+                    | "Clip"
+                    | "Max"
+                    | "Sqrt"
+                    | "Pow"
+                    | "Cast"
+                    | "Identity"
+                    | "Reshape"
+                    | "Transpose"
             );
         if passes {
             values.extend(node.input.iter().map(String::as_str));

@@ -101,12 +101,11 @@ impl<'a> Emitter<'a> {
                 emitted.input[place] = self.map(&original.input[place]);
             }
             if let Some((place, axis)) = self.plan.weights[id] {
-                emitted.input[place] = self.weights(&original.input[place], axis).map_err(
-                    |error| match error {
+                emitted.input[place] =
+                    self.weights(&original.input[place], axis).map_err(|error| match error {
                         Some(error) => error,
                         None => unsupported(original, "has weights that are not finite"),
-                    },
-                )?;
+                    })?;
             }
             self.out.node.push(emitted);
         }

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::graph::{Index, attribute, int_of, ints_of, is_standard, label, tensor_type, tensor_type_mut};
+use super::graph::{
+    Index, attribute, int_of, ints_of, is_standard, label, tensor_type, tensor_type_mut,
+};
 use super::proto::tensor_shape_proto::{Dimension, dimension};
 use super::proto::{AttributeProto, GraphProto, NodeProto, TensorShapeProto, ValueInfoProto};
 use super::{Model, OnnxError, declared};
@@ -21,10 +23,8 @@ pub fn fix_input_shape(
     height: u32,
     width: u32,
 ) -> Result<Model, OnnxError> {
-    let bad = |reason: String| OnnxError::Size {
-        wanted: format!("{batch}x3x{height}x{width}"),
-        reason,
-    };
+    let bad =
+        |reason: String| OnnxError::Size { wanted: format!("{batch}x3x{height}x{width}"), reason };
     if [batch, height, width].iter().any(|&side| side == 0 || side > MAX_SIDE) {
         return Err(bad(format!("each side must be 1 to {MAX_SIDE}")));
     }
@@ -52,9 +52,10 @@ pub fn fix_input_shape(
     let shape = shapes.get(&output).filter(|shape| shape.len() == 4);
     let sides: Option<Vec<i64>> = shape.and_then(|shape| shape.iter().copied().collect());
     let Some(sides) = sides else {
-        let node = graph.node.iter().find(|n| {
-            n.output.iter().any(|o| shapes.get(o).is_none_or(|s| s.contains(&None)))
-        });
+        let node = graph
+            .node
+            .iter()
+            .find(|n| n.output.iter().any(|o| shapes.get(o).is_none_or(|s| s.contains(&None))));
         let node = node.map_or(String::new(), |n| {
             format!(" (not known after node \"{}\", {})", label(n), n.op_type())
         });
@@ -154,7 +155,7 @@ fn after(node: &NodeProto, inputs: &[Option<&Shape>], index: &Index<'_>) -> Opti
             let mut shape = first?.clone();
             let axes = match (attribute(node, "axes"), node.input.get(1)) {
                 (Some(axes), _) => axes.ints.clone(),
-                (None, Some(name)) => int64s(index.constant(name)?)?,
+                (None, Some(name)) => int64s(index.constant(name)?),
                 (None, None) => (0..shape.len() as i64).collect(),
             };
             if int_of(node, "keepdims", 1) != 1 {
@@ -176,10 +177,10 @@ fn place(axis: i64, rank: usize) -> Option<usize> {
     usize::try_from(axis).ok().filter(|&a| a < rank)
 }
 
-fn int64s(tensor: &super::proto::TensorProto) -> Option<Vec<i64>> {
+fn int64s(tensor: &super::proto::TensorProto) -> Vec<i64> {
     match &tensor.raw_data {
-        Some(raw) => Some(raw.as_chunks::<8>().0.iter().map(|&b| i64::from_le_bytes(b)).collect()),
-        None => Some(tensor.int64_data.clone()),
+        Some(raw) => raw.as_chunks::<8>().0.iter().map(|&b| i64::from_le_bytes(b)).collect(),
+        None => tensor.int64_data.clone(),
     }
 }
 

@@ -5,7 +5,8 @@ use std::path::Path;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_pcg::Pcg64;
 
-use super::graph::{float_tensor, int, node};
+use super::graph::{data_type, float_tensor, floats, int, node, value_types};
+use super::half::Half;
 use super::proto::attribute_proto::AttributeType;
 use super::proto::tensor_proto::DataType;
 use super::proto::tensor_shape_proto::{Dimension, dimension};
@@ -42,11 +43,8 @@ pub fn pyramid() -> Model {
     let mut b = Builder::new();
     let x = b.conv("stem", "image", [12, 3, 4], 4, 0);
     let x = b.op("Relu", &[&x], vec![]);
-    let pool = vec![
-        ints("kernel_shape", &[3, 3]),
-        ints("strides", &[2, 2]),
-        ints("pads", &[1, 1, 1, 1]),
-    ];
+    let pool =
+        vec![ints("kernel_shape", &[3, 3]), ints("strides", &[2, 2]), ints("pads", &[1, 1, 1, 1])];
     let x = b.op("MaxPool", &[&x], pool);
     let main = b.conv("block.1", &x, [16, 12, 3], 1, 1);
     let main = b.op("Relu", &[&main], vec![]);
@@ -159,10 +157,8 @@ impl Builder {
 }
 
 fn info(name: &str, sides: [i64; 4]) -> ValueInfoProto {
-    let dim = sides.map(|n| Dimension {
-        value: Some(dimension::Value::DimValue(n)),
-        ..Dimension::default()
-    });
+    let dim = sides
+        .map(|n| Dimension { value: Some(dimension::Value::DimValue(n)), ..Dimension::default() });
     let tensor = type_proto::Tensor {
         elem_type: Some(DataType::Float as i32),
         shape: Some(TensorShapeProto { dim: dim.to_vec() }),
@@ -208,6 +204,47 @@ pub fn run(
             None
         }
     }
+}
+
+/// The network in float32 whose values are rounded to the half format wherever the half network
+/// rounds them. For backends that do not compute in that format.
+pub fn emulated(model: &Model, half: Half) -> Model {
+    let mut graph = model.graph.clone();
+    for tensor in &mut graph.initializer {
+        if data_type(tensor) == half.data_type() {
+            let values = floats(tensor).unwrap();
+            *tensor = float_tensor(tensor.name(), &tensor.dims, &values, DataType::Float);
+        }
+    }
+    let types = value_types(&model.graph);
+    let mut nodes = Vec::new();
+    for mut node in std::mem::take(&mut graph.node) {
+        let output = node.output[0].clone();
+        let rounds = types[&output] == half.data_type();
+        if rounds && node.op_type() != "Cast" {
+            node.output[0] = format!("{output}.exact");
+        }
+        // A cast is between the types, which are both float32 here.
+        let exact = if node.op_type() == "Cast" {
+            let exact = node.input[0].clone();
+            if !rounds {
+                node.op_type = Some("Identity".to_owned());
+                node.attribute.clear();
+                nodes.push(node);
+            }
+            exact
+        } else {
+            nodes.push(node.clone());
+            node.output[0].clone()
+        };
+        if rounds {
+            let (low, to) = (format!("{output}.low"), |k: DataType| vec![int("to", k as i64)]);
+            nodes.push(super::graph::node("Cast", &[&exact], &low, to(half.data_type())));
+            nodes.push(super::graph::node("Cast", &[&low], &output, to(DataType::Float)));
+        }
+    }
+    graph.node = nodes;
+    model.with_graph(graph).unwrap()
 }
 
 /// Mean and smallest cosine between the vectors of two maps of unit vectors.

@@ -2,11 +2,13 @@
 #![allow(unsafe_code, missing_docs)] // Launches are unsafe: the kernels here stay inside of their buffers.
 
 use std::ffi::CString;
+use std::sync::Arc;
 
 use conceptseg_tensorrt::cuda::{
     Arg, Context, CudaError, DeviceBuffer, Event, Function, Graph, Module, PinnedBuffer, Stream,
 };
-use conceptseg_tensorrt_fakes::{FakeGpu, Fakes, gpu};
+use conceptseg_tensorrt::{Plan, Runtime, Seal};
+use conceptseg_tensorrt_fakes::{FakeGpu, Fakes, VERSIONS, gpu, real_gpu};
 
 /// Sums each row of 256 numbers, by warps first, and counts the rows whose sum is above a limit.
 const KERNELS: &str = r#"
@@ -157,7 +159,8 @@ fn pinned_memory_is_copied_when_the_stream_gets_to_it() {
     ));
     let empty = PinnedBuffer::<f32>::new(&gpu.context, 0).unwrap();
     assert!(empty.is_empty() && empty.as_slice().is_empty());
-    let (FakeGpu { cuda, folder, .. }, _) = (gpu, drop((up, down, device, empty)));
+    let FakeGpu { stream, context, cuda, folder, .. } = gpu;
+    drop((up, down, device, empty, stream, context));
     assert_eq!(cuda.live_objects(), 0);
     drop(folder);
 }
@@ -196,6 +199,81 @@ fn a_graph_repeats_what_was_captured() {
 }
 
 #[test]
+fn a_network_is_part_of_a_graph_between_kernels() {
+    for version in VERSIONS {
+        let fakes = Fakes::new(version);
+        let Some(image) = fakes.add_kernels(KERNELS) else { return };
+        let cuda = fakes.context();
+        let mut bytes = b"ftrt".to_vec();
+        bytes.resize(24, 0);
+        bytes.extend([8, 6, 1, 0]);
+        bytes.extend(b"fake plan");
+        let plan = Plan::new(bytes.clone(), &Seal::of(&bytes)).unwrap();
+        let engine = Runtime::new(&fakes.library(), &cuda).unwrap().deserialize(&plan).unwrap();
+        let mut context = engine.create_context().unwrap();
+        context.set_input_shape("image", &[1, 3, 64, 64]).unwrap();
+        let input = Arc::new(DeviceBuffer::<f32>::new(&cuda, 3 * 64 * 64).unwrap());
+        let output = Arc::new(DeviceBuffer::<f32>::new(&cuda, 48 * 8 * 8).unwrap());
+        context.bind("image", &input).unwrap();
+        context.bind("embedding", &output).unwrap();
+        let sums = DeviceBuffer::<f32>::new(&cuda, 12).unwrap();
+        let above = DeviceBuffer::<u32>::new(&cuda, 1).unwrap();
+        let mut up = PinnedBuffer::<f32>::new(&cuda, input.len()).unwrap();
+        let down = PinnedBuffer::<f32>::new(&cuda, sums.len()).unwrap();
+        let row_sums = Module::load(&cuda, &image).unwrap().function("row_sums").unwrap();
+        let stream = Stream::new(&cuda).unwrap();
+        let args = [
+            Arg::Buffer(output.address()),
+            Arg::Buffer(sums.address()),
+            Arg::I32(12),
+            Arg::F32(0.0),
+            Arg::Buffer(above.address()),
+        ];
+        let graph = Graph::capture(&stream, || -> Result<(), Box<dyn std::error::Error>> {
+            // SAFETY: everything lives until the last launch is done, and is only looked at then.
+            unsafe {
+                input.upload_async(&stream, &up, up.len())?;
+                context.enqueue(&stream)?;
+                row_sums.launch(&stream, [12, 1, 1], [256, 1, 1], &args)?;
+                sums.download_async(&stream, &down, down.len())?;
+            }
+            Ok(())
+        })
+        .unwrap();
+        for frame in [1.0, 2.5] {
+            up.as_mut_slice().fill(frame);
+            // SAFETY: as above.
+            unsafe { graph.launch(&stream) }.unwrap();
+            stream.synchronize().unwrap();
+            // The fake network doubles.
+            assert_eq!(down.as_slice(), [256.0 * 2.0 * frame; 12], "{version}");
+        }
+    }
+}
+
+#[test]
+fn on_a_real_gpu_memory_goes_there_and_back_in_a_graph() {
+    let Some(context) = real_gpu() else { return };
+    let stream = Stream::new(&context).unwrap();
+    let mut up = PinnedBuffer::<u16>::new(&context, 1000).unwrap();
+    let down = PinnedBuffer::<u16>::new(&context, 1000).unwrap();
+    let device = DeviceBuffer::<u16>::new(&context, 1000).unwrap();
+    // SAFETY: all three live until the last launch is done, and are only looked at then.
+    let graph = Graph::capture(&stream, || unsafe {
+        device.upload_async(&stream, &up, 1000)?;
+        device.download_async(&stream, &down, 1000)
+    })
+    .unwrap();
+    for frame in 1..4 {
+        up.as_mut_slice().fill(frame);
+        // SAFETY: as above.
+        unsafe { graph.launch(&stream) }.unwrap();
+        stream.synchronize().unwrap();
+        assert_eq!(down.as_slice(), [frame; 1000]);
+    }
+}
+
+#[test]
 fn a_failed_capture_leaves_the_stream_usable() {
     enum Failure {
         Cuda,
@@ -212,7 +290,8 @@ fn a_failed_capture_leaves_the_stream_usable() {
     // SAFETY: the buffer outlives the stream's work.
     let zero = || unsafe { device.zero_async(&gpu.stream) };
     // The work's own error.
-    let result = Graph::capture(&gpu.stream, || zero().map_err(Failure::from).and(Err(Failure::Own)));
+    let result =
+        Graph::capture(&gpu.stream, || zero().map_err(Failure::from).and(Err(Failure::Own)));
     assert!(matches!(result, Err(Failure::Own)));
     // Waiting for, and allocating, what a graph could not repeat.
     let result = Graph::capture(&gpu.stream, || zero().and(gpu.stream.synchronize()));

@@ -1,4 +1,6 @@
-//! `conceptseg bundle inspect|verify`.
+//! `conceptseg bundle inspect|verify|quantize`.
+
+mod quantize;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -24,12 +26,16 @@ pub enum Command {
         /// Folder of the bundle.
         bundle: PathBuf,
     },
+    /// Write a bundle whose network computes with 8-bit integers or in half precision, and
+    /// say how far it agrees with the float network.
+    Quantize(quantize::Args),
 }
 
 pub fn run(command: &Command, json: bool) -> Result<()> {
     match command {
         Command::Inspect { bundle } => inspect(bundle, json),
         Command::Verify { bundle } => verify(bundle, json),
+        Command::Quantize(args) => quantize::run(args, json),
     }
 }
 

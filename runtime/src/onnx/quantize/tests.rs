@@ -7,7 +7,9 @@ use crate::onnx::graph::{Index, data_type, ints_of};
 use crate::onnx::half::{Half, to_half};
 use crate::onnx::proto::NodeProto;
 use crate::onnx::shape::fix_input_shape;
-use crate::onnx::testing::{Builder, PYRAMID, cosine, count, ints, picture, pyramid, run, starter};
+use crate::onnx::testing::{
+    Builder, PYRAMID, cosine, count, emulated, ints, picture, pyramid, run, starter,
+};
 
 const SIZE: (usize, usize) = (192, 128);
 
@@ -101,8 +103,8 @@ fn sums_read_integers_from_the_branch_that_is_not_fused() {
             assert_eq!(maker(&int8, &add.input[fused]).unwrap().op_type(), "Conv");
         }
     }
-    // Ten in MobileNetV2; in the head, the context and the correction are added in float.
-    assert_eq!(residual, convolution_blocks(&int8));
+    // All of MobileNetV2 up to its block 13; the head adds context and correction in float.
+    assert_eq!(residual, 8);
 
     // With a convolution on either branch, the later one takes the sum.
     let int8 = quantized(&pyramid(), PYRAMID);
@@ -110,27 +112,19 @@ fn sums_read_integers_from_the_branch_that_is_not_fused() {
     let read = [0, 1].map(|place| is_dequantized(&int8, &add.input[place]));
     let [main, beside] = [0, 1].map(|place| {
         let value = maker(&int8, &add.input[place]).unwrap();
-        let source = if value.op_type() == "Conv" { value } else {
+        let source = if value.op_type() == "Conv" {
+            value
+        } else {
             let q = maker(&int8, &value.input[0]).unwrap();
             maker(&int8, &q.input[0]).unwrap()
         };
         maker(&int8, &source.input[1]).unwrap().input[0].clone()
     });
-    assert_eq!((main.as_str(), beside.as_str()), ("block.2.weight.int8", "block.downsample.weight.int8"));
+    assert_eq!(
+        (main.as_str(), beside.as_str()),
+        ("block.2.weight.int8", "block.downsample.weight.int8")
+    );
     assert_eq!(read, [true, false], "the downsampling comes last in this graph");
-}
-
-/// Sums of the backbone: those whose summands are maps of one size.
-fn convolution_blocks(model: &Model) -> usize {
-    let head = |n: &&NodeProto| {
-        n.input.iter().any(|i| maker(model, i).is_some_and(|m| {
-            m.op_type() == "Relu" && m.input.iter().any(|i| i.contains("context"))
-        }))
-    };
-    let all = model.graph.node.iter().filter(|n| n.op_type() == "Add").count();
-    let in_head = model.graph.node.iter().filter(|n| n.op_type() == "Add").filter(head).count();
-    // The two of the head: local with context, projection with correction.
-    all - in_head - 2
 }
 
 #[test]
@@ -240,15 +234,17 @@ fn integers_and_half_precision_go_together() {
                     assert_ne!(both.graph.node[reader].op_type(), "Cast");
                 }
             }
-            if half == Half::F16 {
-                let input = picture(size.0, size.1, 3);
-                let expected = run(&int8, BackendKind::Rten, &input, size).unwrap();
-                let found = run(&both, BackendKind::Onnxruntime, &input, size);
-                let Some(found) = found else { continue };
-                let (mean, least) = cosine(&expected, &found);
-                println!("int8 with fp16 against int8 with fp32: {mean:.5}, least {least:.5}");
-                assert!(mean > 0.98, "{mean}");
-            }
+            // ONNX Runtime takes the file, but its processor kernels give other numbers than the
+            // operators say; so the rounding is emulated.
+            let input = picture(size.0, size.1, 3);
+            let expected = run(&int8, BackendKind::Rten, &input, size).unwrap();
+            let emulated = emulated(&both, half);
+            let Some(found) = run(&emulated, BackendKind::Onnxruntime, &input, size) else {
+                return;
+            };
+            let (mean, least) = cosine(&expected, &found);
+            println!("int8 with {half} against int8 with fp32: {mean:.5}, least {least:.5}");
+            assert!(mean > 0.98, "{half}: {mean}");
         }
     }
 }
@@ -288,7 +284,8 @@ fn a_calibration_survives_a_file() {
 fn a_wrong_calibration_is_refused() {
     let model = pyramid();
     let good = calibrator(&model, PYRAMID, BackendKind::Rten).finish();
-    let message = |calibration: &Calibration| quantize(&model, calibration).unwrap_err().to_string();
+    let message =
+        |calibration: &Calibration| quantize(&model, calibration).unwrap_err().to_string();
     let other = Calibration { network: String::new(), ..good.clone() };
     assert!(message(&other).contains("another network"));
     let unseen = Calibration { frames: 0, ..good.clone() };

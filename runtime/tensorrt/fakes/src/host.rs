@@ -23,7 +23,8 @@ pub fn host_kernels(source: &str) -> Option<PathBuf> {
         println!("skipped: no C++ compiler ({}) to run kernels on the CPU", compiler.display());
         return None;
     }
-    let text = format!("{HOST}\n#line 1 \"kernels.cu\"\n{source}\n{}", table(&kernel_names(source)));
+    let text =
+        format!("{HOST}\n#line 1 \"kernels.cu\"\n{source}\n{}", table(&kernel_names(source)));
     let mut flags = vec!["-std=c++17", "-O2", "-g1", "-shared", "-fPIC", "-U_FORTIFY_SOURCE"];
     // As NVRTC with `--fmad=false`: products are rounded before they are added, except in `fmaf`.
     flags.push("-ffp-contract=off");

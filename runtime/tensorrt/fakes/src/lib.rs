@@ -3,26 +3,28 @@
 //! [`Fakes`] is a folder with a fake `libcuda`, `libnvinfer` and `libnvonnxparser`, built by plain `rustc` from the
 //! sources in `libraries/`, which share no code with the binding. Each test has copies of its own, so that tests do not
 //! see each other's settings and calls. [`gpu`] is a fake GPU alone, whose kernels run on the CPU, see [`host_kernels`].
+//! [`nvrtc()`] is no fake: the compiler of kernels works without a GPU.
 //!
 //! ```
-//! use conceptseg_tensorrt::cuda::DeviceBuffer;
+//! use conceptseg_tensorrt::cuda::{Arg, CudaError, DeviceBuffer, Module};
 //!
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # fn vec_of(gpu: &conceptseg_tensorrt_fakes::FakeGpu, buffer: &DeviceBuffer<f32>) -> Vec<f32> {
-//! #     let mut values = vec![0.0; buffer.len()];
-//! #     buffer.read(&gpu.stream, &mut values).unwrap();
-//! #     values
-//! # }
-//! let source = r#"extern "C" __global__ void twice(float* __restrict__ x, int n) {
-//!     const int i = blockIdx.x * blockDim.x + threadIdx.x;
-//!     if (i < n) x[i] *= 2.0f;
-//! }"#;
-//! let Some(gpu) = conceptseg_tensorrt_fakes::gpu(source) else { return Ok(()) };
-//! let buffer = DeviceBuffer::<f32>::new(&gpu.context, 3)?;
-//! buffer.write(&gpu.stream, &[1.0, 2.0, 3.0])?;
-//! # let _ = vec_of(&gpu, &buffer);
-//! # Ok(())
-//! # }
+//! fn main() -> Result<(), CudaError> {
+//!     let source = r#"extern "C" __global__ void twice(float* __restrict__ x, int n) {
+//!         const int i = blockIdx.x * blockDim.x + threadIdx.x;
+//!         if (i < n) x[i] *= 2.0f;
+//!     }"#;
+//!     let Some(gpu) = conceptseg_tensorrt_fakes::gpu(source) else { return Ok(()) };
+//!     let twice = Module::load(&gpu.context, &gpu.image)?.function("twice")?;
+//!     let buffer = DeviceBuffer::<f32>::new(&gpu.context, 3)?;
+//!     buffer.write(&gpu.stream, &[1.0, 2.0, 3.0])?;
+//!     let args = [Arg::Buffer(buffer.address()), Arg::I32(3)];
+//!     // SAFETY: the kernel stays inside of the buffer, which lives until it is read.
+//!     unsafe { twice.launch(&gpu.stream, [1, 1, 1], [32, 1, 1], &args)? };
+//!     let mut values = [0.0; 3];
+//!     buffer.read(&gpu.stream, &mut values)?; // waits for the kernel
+//!     assert_eq!(values, [2.0, 4.0, 6.0]);
+//!     Ok(())
+//! }
 //! ```
 #![allow(unsafe_code)] // The fakes are controlled through C functions.
 #![warn(clippy::undocumented_unsafe_blocks)]
@@ -30,6 +32,7 @@
 
 mod compile;
 mod host;
+mod nvrtc;
 
 use std::ffi::{CStr, CString, c_char};
 use std::fs;
@@ -40,6 +43,7 @@ use conceptseg_tensorrt::cuda::{Context, Driver, Stream};
 use conceptseg_tensorrt::{Library, Search};
 
 pub use host::host_kernels;
+pub use nvrtc::nvrtc;
 
 /// Interfaces of TensorRT that fakes are built for.
 pub const VERSIONS: [&str; 5] = ["8.6", "10.3", "10.15", "11.1", "11.4"];
@@ -211,4 +215,15 @@ pub fn gpu(source: &str) -> Option<FakeGpu> {
     let context = Context::new(&driver, 0).unwrap();
     let stream = Stream::new(&context).unwrap();
     Some(FakeGpu { stream, context, driver, image, cuda, folder })
+}
+
+/// The first real GPU, for the same comparisons on it; nothing, with a printed reason, where there is no driver.
+pub fn real_gpu() -> Option<Arc<Context>> {
+    match Driver::open().and_then(|driver| Context::new(&driver, 0)) {
+        Ok(context) => Some(context),
+        Err(error) => {
+            println!("skipped: no GPU ({error})");
+            None
+        }
+    }
 }

@@ -3,8 +3,9 @@
 
 use std::process::Command;
 
-use conceptseg_tensorrt::cuda::{Arg, DeviceBuffer, Module};
-use conceptseg_tensorrt_fakes::{gpu, host_kernels};
+use conceptseg_tensorrt::cuda::{Arg, Context, DeviceBuffer, Driver, Module, Stream};
+use conceptseg_tensorrt::{Library, Search};
+use conceptseg_tensorrt_fakes::{Fakes, gpu, host_kernels};
 
 const WRONG: &str = r#"
 extern "C" __global__ void barrier_in_a_branch(float* x, int n) {
@@ -78,7 +79,10 @@ fn what_a_gpu_leaves_undefined_ends_the_process_with_a_message() {
         ),
         ("two_barriers", "threads are in different __syncthreads()"),
         ("lanes_apart", "the lanes of a warp are in different warp functions"),
-        ("lanes_missing", "block (0, 0, 0): no thread can go on\n  thread (0, 0, 0) waits in __shfl_sync, line"),
+        (
+            "lanes_missing",
+            "block (0, 0, 0): no thread can go on\n  thread (0, 0, 0) waits in __shfl_sync, line",
+        ),
         ("behind_a_buffer", "behind_a_buffer wrote behind a buffer of 32 bytes"),
         ("before_a_buffer", "before_a_buffer wrote before a buffer of 32 bytes"),
         ("behind_shared_memory", "thread (8, 0, 0): undefined: beyond the end of an array"),
@@ -94,6 +98,37 @@ fn what_a_gpu_leaves_undefined_ends_the_process_with_a_message() {
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && text.contains(message), "{name}: {text}");
     }
+}
+
+/// Opens what the loader finds, as a program does.
+#[test]
+#[ignore = "run by the other test, in a process of its own"]
+fn program() {
+    let driver = Driver::open().unwrap();
+    let context = Context::new(&driver, 0).unwrap();
+    let library = Library::open(&Search::default()).unwrap();
+    assert_eq!(library.version().to_string(), "10.15.1");
+    assert!(library.onnx_parser().is_ok());
+    let image = c".version 7.5\n.entry nothing()\n{\n}\n";
+    let kernel = Module::load(&context, image).unwrap().function("nothing").unwrap();
+    let stream = Stream::new(&context).unwrap();
+    // SAFETY: the kernel does nothing.
+    unsafe { kernel.launch(&stream, [1; 3], [32, 1, 1], &[]) }.unwrap();
+    stream.synchronize().unwrap();
+}
+
+#[test]
+fn a_child_process_finds_the_fakes_by_the_loaders_path() {
+    let fakes = Fakes::new("10.15");
+    if fakes.add_kernels("extern \"C\" __global__ void nothing() {}").is_none() {
+        return;
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "program", "--ignored"])
+        .env("LD_LIBRARY_PATH", fakes.folder.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
 #[test]

@@ -73,6 +73,7 @@ functions! {
     event_create = "cuEventCreate": fn(*mut *mut c_void, c_uint);
     event_destroy = "cuEventDestroy_v2": fn(*mut c_void);
     event_record = "cuEventRecord": fn(*mut c_void, *mut c_void);
+    event_record_flags = "cuEventRecordWithFlags": fn(*mut c_void, *mut c_void, c_uint);
     event_synchronize = "cuEventSynchronize": fn(*mut c_void);
     event_elapsed = "cuEventElapsedTime": fn(*mut f32, *mut c_void, *mut c_void);
 }

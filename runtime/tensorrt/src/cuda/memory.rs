@@ -173,12 +173,7 @@ impl<T: Pod> DeviceBuffer<T> {
         self.context.check("cuMemsetD8Async", answer)
     }
 
-    fn prepare_part(
-        &self,
-        stream: &Stream,
-        host: usize,
-        count: usize,
-    ) -> Result<usize, CudaError> {
+    fn prepare_part(&self, stream: &Stream, host: usize, count: usize) -> Result<usize, CudaError> {
         if count > host || count > self.len {
             return Err(CudaError::Count { count, host, device: self.len });
         }

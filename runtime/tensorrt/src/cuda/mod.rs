@@ -9,6 +9,7 @@ mod driver;
 mod graph;
 mod memory;
 mod module;
+mod nvrtc;
 mod stream;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use driver::Functions;
 pub use graph::Graph;
 pub use memory::{DeviceBuffer, PinnedBuffer};
 pub use module::{Arg, Function, Module};
+pub use nvrtc::{Compiled, Nvrtc, NvrtcError};
 pub use stream::{Event, Stream};
 
 /// A failed call of the CUDA driver.
@@ -68,7 +70,9 @@ pub enum CudaError {
         device: usize,
     },
     /// A copy of more elements than one side has.
-    #[error("{count} elements cannot be copied between {host} on the host and {device} on the device")]
+    #[error(
+        "{count} elements cannot be copied between {host} on the host and {device} on the device"
+    )]
     Count {
         /// Elements asked for.
         count: usize,
@@ -231,9 +235,8 @@ impl Context {
             return Err(CudaError::InUse { ordinal, contexts });
         }
         // SAFETY: nothing of this crate lives on the device (checked), nor of others (caller).
-        driver.check("cuDevicePrimaryCtxReset", unsafe {
-            (driver.functions().primary_reset)(device)
-        })
+        driver
+            .check("cuDevicePrimaryCtxReset", unsafe { (driver.functions().primary_reset)(device) })
     }
 
     /// Number of the GPU, from 0.

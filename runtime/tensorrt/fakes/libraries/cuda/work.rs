@@ -29,6 +29,8 @@ pub enum Work {
     Set { address: u64, value: u8, bytes: usize },
     Launch(Arc<Launch>),
     Host(Arc<HostCall>),
+    /// Passes an event, which is done then.
+    Mark(u64),
 }
 
 /// The first two fields are read by the fake TensorRT.
@@ -131,6 +133,11 @@ fn finish(stream: u64) {
                 state().check_guards(&launch.name());
             }
             Work::Host(call) => (call.run)(call.data),
+            Work::Mark(event) => {
+                if let Some(event) = state().event(event as P) {
+                    *event = Event { mark: Some((stream, 0)), captured: false };
+                }
+            }
         }
     }
     if let Some(stream) = state().stream(stream as P) {
@@ -253,6 +260,19 @@ extern "C" fn cuEventRecord(event: P, stream: P) -> i32 {
     let Some(event) = state.event(event) else { return 400 };
     *event = Event { mark: Some((stream as u64, put)), captured };
     0
+}
+#[unsafe(no_mangle)]
+extern "C" fn cuEventRecordWithFlags(event: P, stream: P, flags: u32) -> i32 {
+    assert_eq!(flags, 1);
+    let mut state = state();
+    let answer = state.current("cuEventRecordWithFlags");
+    if answer != 0 {
+        return answer;
+    }
+    if !state.is_capturing(stream) || state.event(event).is_none() {
+        return 400;
+    }
+    state.enqueue(stream, Work::Mark(event as u64))
 }
 #[unsafe(no_mangle)]
 extern "C" fn cuEventSynchronize(event: P) -> i32 {
