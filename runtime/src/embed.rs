@@ -129,6 +129,14 @@ impl Model {
         self.backend.name()
     }
 
+    /// What of the backend decides the numbers that come out: its name, and on a GPU its precision.
+    pub fn backend_label(&self) -> String {
+        match self.backend.gpu() {
+            Some(gpu) => format!("{} {}", self.backend.name(), gpu.precision()),
+            None => self.backend.name().to_owned(),
+        }
+    }
+
     /// Backend, version or library, and threads, for logs.
     pub fn backend_description(&self) -> String {
         self.backend.describe()

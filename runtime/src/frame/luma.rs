@@ -23,9 +23,13 @@ impl<'a> FrameView<'a> {
             PixelFormat::Rgba | PixelFormat::Rgbx => (4, Some([0, 1, 2])),
             PixelFormat::Bgra | PixelFormat::Bgrx => (4, Some([2, 1, 0])),
             PixelFormat::Gray8 | PixelFormat::Nv12 | PixelFormat::I420 => (1, None),
+            PixelFormat::Yuy2 | PixelFormat::Uyvy => (2, None),
         };
         let [plane, ..] = self.planes;
-        Luma { data: plane.data, stride: plane.stride, step, colors }
+        // The first byte is chroma there.
+        let skipped = usize::from(self.format == PixelFormat::Uyvy);
+        let data = plane.data.get(skipped..).unwrap_or_default();
+        Luma { data, stride: plane.stride, step, colors }
     }
 }
 

@@ -113,6 +113,11 @@ impl TensorRt {
         Ok(Self { setup, device, gpu: kept, closed: AtomicBool::new(false), description })
     }
 
+    /// How the network computes.
+    pub fn precision(&self) -> Precision {
+        self.setup.precision
+    }
+
     /// The plans of the network.
     pub fn store(&self) -> &PlanStore {
         &self.setup.store

@@ -49,6 +49,11 @@ impl BackendArgs {
     }
 }
 
+/// `kind`, and for `auto` the preferred backend on the CPU: for work that is not worth the minutes of a plan.
+pub fn cpu_for_auto(kind: BackendKind) -> BackendKind {
+    if kind == BackendKind::Auto { on_cpu() } else { kind }
+}
+
 /// The preferred backend on the CPU.
 pub fn on_cpu() -> BackendKind {
     let usable = |kind| backend::probe_one(kind).available.is_ok();

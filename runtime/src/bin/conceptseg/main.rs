@@ -51,7 +51,7 @@ enum Command {
     Engine(engine::Command),
     /// Evaluate a bundle on a data set.
     #[command(subcommand)]
-    Eval(eval::Command),
+    Eval(Box<eval::Command>),
     /// Score results that any tool has written.
     #[command(subcommand)]
     Metrics(metrics::Command),

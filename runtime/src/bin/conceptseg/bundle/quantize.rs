@@ -19,6 +19,7 @@ use conceptseg::onnx::half::{Half, to_half};
 use conceptseg::onnx::quantize::quantize;
 use serde_json::json;
 
+use crate::backend::cpu_for_auto;
 use crate::progress::progress_bar;
 
 #[derive(Debug, clap::Args)]
@@ -74,7 +75,7 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
         "{} holds a bundle already; choose another --out",
         args.out.display()
     );
-    let options = BackendOptions { kind: args.backend, threads: 0 };
+    let options = BackendOptions::new(cpu_for_auto(args.backend), 0);
     let float = Model::open(&args.bundle, &options)?;
     let entry = &float.bundle().manifest.embedder;
     ensure!(
@@ -109,7 +110,7 @@ fn calibrate(
     images: &ImageSet,
     args: &Args,
 ) -> Result<Calibration> {
-    let options = BackendOptions { kind: args.backend, threads: 0 };
+    let options = BackendOptions::new(cpu_for_auto(args.backend), 0);
     let mut calibrator = Calibrator::new(network, &options)?;
     let entry = &model.bundle().manifest.input;
     let mut preprocessor = Preprocessor::new(Normalization { mean: entry.mean, std: entry.std });
@@ -361,7 +362,7 @@ mod tests {
                 backend: BackendKind::Rten,
             };
             run(&args, true).unwrap();
-            let options = BackendOptions { kind: BackendKind::Rten, threads: 0 };
+            let options = BackendOptions::new(BackendKind::Rten, 0);
             let small = Model::open(&args.out, &options).unwrap();
             let details = &small.bundle().manifest.provenance.details;
             assert_eq!(details["precision"], precision.as_str());

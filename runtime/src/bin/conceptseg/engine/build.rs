@@ -23,8 +23,8 @@ pub struct Args {
     /// Folder of the model bundle.
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
-    /// Size of the frames, HEIGHTxWIDTH; bundles of a fixed size ignore it.
-    #[arg(long, value_name = "HxW", default_value = "480x854", value_parser = frame_size)]
+    /// Size of the frames, height before width; bundles of a fixed size ignore it.
+    #[arg(long, value_name = "HEIGHTxWIDTH", default_value = "480x854", value_parser = frame_size)]
     size: (u32, u32),
     /// Short side of the network's input in pixels, as the stream has it.
     #[arg(long, value_name = "PIXELS", default_value_t = StreamConfig::default().short_side,

@@ -1,5 +1,6 @@
 //! `conceptseg engine inspect`.
 
+use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
 
@@ -189,7 +190,11 @@ impl Shown {
                 lines.push(("layer", layer.clone()));
             }
         }
-        lines.iter().map(|(name, value)| format!("{name:<10}{value}\n")).collect()
+        lines.iter().fold(String::new(), |mut text, (name, value)| {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{name:<10}{value}");
+            text
+        })
     }
 }
 

@@ -226,7 +226,7 @@ impl Method {
             .collect();
         let mut inputs = Inputs::new("davis", settings);
         if let Self::Model { model, .. } = self {
-            inputs.settings["backend"] = model.backend_name().into();
+            inputs.settings["backend"] = model.backend_label().into();
             inputs = inputs.with("embedder", model.bundle().manifest.embedder.sha256.clone());
         }
         Ok(inputs.with("annotations", hash_each(&annotations)?))
@@ -249,6 +249,7 @@ impl Method {
 #[cfg(test)]
 pub mod tests {
     use clap::Parser;
+    use conceptseg::backend::{BackendKind, BackendOptions};
     use conceptseg::labels::{LabelMap, PALETTE};
 
     use super::*;

@@ -34,7 +34,7 @@ impl ModelArgs {
         let manifest = &model.bundle().manifest;
         json!({
             "bundle": manifest.name,
-            "backend": model.backend_name(),
+            "backend": model.backend_label(),
             "input": match manifest.embedder.size {
                 SizeRule::Fixed([h, w]) => format!("{w}x{h}"),
                 SizeRule::Dynamic => format!("short side {}", self.short_side),
