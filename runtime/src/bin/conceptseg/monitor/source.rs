@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use conceptseg::backend::{BackendKind, BackendOptions};
 use conceptseg::datasets::files_with_extension;
 use conceptseg::embed::Model;
 use conceptseg::stream::{StreamConfig, StreamState};
 use image::RgbImage;
+
+use crate::backend::BackendArgs;
 
 /// The network and how it sees frames.
 #[derive(Debug, clap::Args)]
@@ -16,12 +17,8 @@ pub struct NetworkArgs {
     /// Folder of the model bundle.
     #[arg(long, value_name = "DIR")]
     pub bundle: PathBuf,
-    /// What runs the network.
-    #[arg(long, value_enum, default_value_t)]
-    backend: BackendKind,
-    /// Threads of the network; 0: one per core.
-    #[arg(long, default_value_t = 0)]
-    threads: usize,
+    #[command(flatten)]
+    backend: BackendArgs,
     /// Short side of the network's input in pixels; bundles of a fixed size ignore it.
     #[arg(long, default_value_t = 240, value_parser = clap::value_parser!(u32).range(32..=4096))]
     short_side: u32,
@@ -29,8 +26,7 @@ pub struct NetworkArgs {
 
 impl NetworkArgs {
     pub fn open(&self) -> Result<Arc<Model>> {
-        let options = BackendOptions { kind: self.backend, threads: self.threads };
-        Ok(Model::open(&self.bundle, &options)?)
+        Ok(Model::open(&self.bundle, &self.backend.options())?)
     }
 
     pub fn short_side(&self) -> u32 {
