@@ -347,7 +347,7 @@ impl BaselineBuilder {
             let id = usize::from(sighting.concept);
             let Some(area) = self.area.get_mut(id) else { continue };
             *area += sighting.share;
-            let place = (f64::from(sighting.similarity) + 1.0) / 2.0 * BINS as f64;
+            let place = f64::midpoint(f64::from(sighting.similarity), 1.0) * BINS as f64;
             let bin = (place as usize).min(BINS - 1);
             let slot = &mut self.similarities[id * BINS + bin];
             *slot = slot.saturating_add(1);

@@ -14,6 +14,7 @@ const NAMED: usize = 128;
 
 /// The measurements of a stream.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each state holds or not by itself")]
 pub struct Readings {
     /// Area share of each concept.
     pub area: Windows,

@@ -255,11 +255,11 @@ impl StreamMonitor {
         self.present.clear();
         self.present.extend((0..self.shares.len()).filter(|&k| self.shares[k] >= min.max(1e-9)));
         let readings = &mut self.readings;
-        readings.area.add(passed, self.shares.iter().copied());
+        readings.area.add(passed, &self.shares.iter().copied());
         let presence = self.shares.iter().map(|&s| f64::from(u8::from(s >= min.max(1e-9))));
-        readings.presence.add(passed, presence);
+        readings.presence.add(passed, &presence);
         let novelty = if all > 0.0 { novel / all } else { 0.0 };
-        readings.novelty.add(passed, std::iter::once(novelty));
+        readings.novelty.add(passed, &std::iter::once(novelty));
         let watched = (0..self.shares.len())
             .map(|k| if self.reference.is_watched(k) { readings.area.mean(0, k) } else { 0.0 });
         readings.drift = jensen_shannon(watched, self.reference.area());

@@ -31,7 +31,7 @@ impl Windows {
     }
 
     /// Adds a frame's values, one per channel, that stood for `seconds` (0 or more).
-    pub fn add(&mut self, seconds: f64, values: impl Iterator<Item = f64> + Clone) {
+    pub fn add(&mut self, seconds: f64, values: &(impl Iterator<Item = f64> + Clone)) {
         for (slot, value) in self.latest.iter_mut().zip(values.clone()) {
             *slot = value;
         }
@@ -99,7 +99,7 @@ mod tests {
         ) {
             let mut windows = Windows::new(&[length, 7.0], 2);
             for &(seconds, value) in &frames {
-                windows.add(seconds, [value, 1.0 - value].into_iter());
+                windows.add(seconds, &[value, 1.0 - value].into_iter());
             }
             for (window, length) in [(0, length), (1, 7.0)] {
                 let expected = slow(length, &frames);
@@ -112,9 +112,9 @@ mod tests {
         fn the_frame_rate_does_not_matter(pieces in 2..9_usize, value in 0.0..1.0_f64) {
             let (mut whole, mut split) = (Windows::new(&[5.0], 1), Windows::new(&[5.0], 1));
             for (second, v) in [(1.0, 0.25), (2.0, value), (0.5, 0.75)] {
-                whole.add(second, [v].into_iter());
+                whole.add(second, &[v].into_iter());
                 for _ in 0..pieces {
-                    split.add(second / pieces as f64, [v].into_iter());
+                    split.add(second / pieces as f64, &[v].into_iter());
                 }
             }
             prop_assert!((whole.mean(0, 0) - split.mean(0, 0)).abs() < 1e-12);
@@ -124,9 +124,9 @@ mod tests {
     #[test]
     fn the_first_frame_is_the_mean_until_time_passes() {
         let mut windows = Windows::new(&[5.0], 1);
-        windows.add(0.0, [0.4].into_iter());
+        windows.add(0.0, &[0.4].into_iter());
         assert_eq!(windows.mean(0, 0), 0.4);
-        windows.add(0.04, [0.2].into_iter());
+        windows.add(0.04, &[0.2].into_iter());
         assert!((windows.mean(0, 0) - 0.2).abs() < 1e-12);
         assert_eq!((windows.mean(3, 0), windows.mean(0, 9)), (0.2, 0.0));
     }

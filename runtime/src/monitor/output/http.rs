@@ -31,7 +31,7 @@ pub struct ServerError {
 /// Serves `/metrics` for Prometheus, the page `/`, its events `/events`, and `/streams` (JSON).
 pub struct Server {
     address: Option<SocketAddr>,
-    server: Arc<tiny_http::Server>,
+    socket: Arc<tiny_http::Server>,
     hub: Arc<Hub>,
     thread: Option<JoinHandle<()>>,
 }
@@ -70,7 +70,7 @@ impl Server {
             .name("http".to_owned())
             .spawn(move || handler.run())
             .map_err(|e| failed(e.to_string()))?;
-        Ok(Self { address: bound, server, hub, thread: Some(thread) })
+        Ok(Self { address: bound, socket: server, hub, thread: Some(thread) })
     }
 
     /// Where it listens.
@@ -82,7 +82,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.hub.close();
-        self.server.unblock();
+        self.socket.unblock();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -155,6 +155,7 @@ fn send(writer: &mut dyn Write, hub: &Hub) -> io::Result<()> {
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\n\
           Connection: close\r\n\r\n",
     )?;
+    writeln!(writer, "event: timelines\ndata: {}\n", page::timelines(hub))?;
     let (mut version, mut last) = (0, 0);
     loop {
         for (number, event) in hub.events_after(last) {

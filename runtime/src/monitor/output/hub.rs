@@ -22,9 +22,16 @@ pub struct Latest {
     pub busy: f64,
 }
 
+/// Points of a stream's timeline that are kept for the page.
+const POINTS: usize = 240;
+
+/// What a stream showed over the latest reports: time, novelty, drift.
+pub type Timeline = VecDeque<[f64; 3]>;
+
 #[derive(Debug, Default)]
 struct State {
     streams: BTreeMap<String, Arc<Latest>>,
+    timelines: BTreeMap<String, Timeline>,
     /// With running numbers, from 1.
     events: VecDeque<(u64, Arc<Event>)>,
     told: u64,
@@ -82,6 +89,15 @@ impl Hub {
         if state.streams.len() >= MAX_STREAMS && !state.streams.contains_key(&name) {
             return;
         }
+        let status = &latest.status;
+        let point = [status.time, status.novelty.first().copied().unwrap_or(0.0), status.drift];
+        let line = state.timelines.entry(name.clone()).or_default();
+        if line.back().is_none_or(|last| last[0] != point[0]) {
+            line.push_back(point);
+        }
+        if line.len() > POINTS {
+            line.pop_front();
+        }
         state.streams.insert(name, Arc::new(latest));
         state.version += 1;
         drop(state);
@@ -91,6 +107,11 @@ impl Hub {
     /// All streams by name.
     pub fn streams(&self) -> Vec<Arc<Latest>> {
         self.lock().streams.values().cloned().collect()
+    }
+
+    /// The timelines of all streams by name.
+    pub fn timelines(&self) -> BTreeMap<String, Timeline> {
+        self.lock().timelines.clone()
     }
 
     /// The latest events with a running number above `after`, the oldest first.

@@ -14,7 +14,7 @@ mod spool;
 mod tests;
 
 pub use http::{Server, ServerError};
-pub use hub::{Hub, Latest};
+pub use hub::{Hub, Latest, Timeline};
 pub use log::{EventLog, Rotation};
 pub use metrics::render as render_metrics;
-pub use spool::{Message, Spool, SpoolError};
+pub use spool::{Message, Place, Spool, SpoolError};

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rumqttc::{Client, Event as MqttEvent, LastWill, MqttOptions, Outgoing, Packet, QoS};
 
-use super::spool::{Message, Spool, SpoolError};
+use super::spool::{Message, Place, Spool, SpoolError};
 use crate::monitor::{Event, StreamStatus};
 
 /// Messages that are on their way at once.
@@ -267,7 +267,7 @@ impl Publisher {
         let mut connected = false;
         let mut place = lock(&self.shared).spool.start();
         // Of each message on its way, the place behind it; `None` where it is not of the spool.
-        let mut on_way: VecDeque<Option<(u64, u64)>> = VecDeque::new();
+        let mut on_way: VecDeque<Option<Place>> = VecDeque::new();
         let mut heard = Instant::now();
         loop {
             while let Ok(note) = notes.try_recv() {

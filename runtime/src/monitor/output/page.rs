@@ -12,3 +12,8 @@ pub(super) fn streams(hub: &Hub) -> String {
     // Numbers and text can always be written as JSON.
     serde_json::to_string(&list).unwrap_or_else(|_| "[]".to_owned())
 }
+
+/// What the streams showed before the page was opened.
+pub(super) fn timelines(hub: &Hub) -> String {
+    serde_json::to_string(&hub.timelines()).unwrap_or_else(|_| "{}".to_owned())
+}

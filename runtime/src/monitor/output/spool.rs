@@ -42,6 +42,9 @@ pub struct Message {
     pub payload: Vec<u8>,
 }
 
+/// A file of the spool and a byte in it.
+pub type Place = (u64, u64);
+
 /// The queue. One process owns a folder.
 #[derive(Debug)]
 pub struct Spool {
@@ -50,7 +53,7 @@ pub struct Spool {
     /// Numbers of the files, rising, and their lengths.
     files: Vec<(u64, u64)>,
     /// The next message to send: file and byte.
-    position: (u64, u64),
+    position: Place,
     dropped: u64,
 }
 
@@ -190,7 +193,7 @@ impl Spool {
     }
 
     /// The message at a place and the place behind it, within one file.
-    fn read(&self, (number, byte): (u64, u64)) -> io::Result<Option<(Message, (u64, u64))>> {
+    fn read(&self, (number, byte): Place) -> io::Result<Option<(Message, Place)>> {
         let mut file = File::open(self.file(number))?;
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(byte))?;
@@ -214,7 +217,7 @@ impl Spool {
     }
 
     /// Where the first message that was not sent stands.
-    pub fn start(&self) -> (u64, u64) {
+    pub fn start(&self) -> Place {
         self.position
     }
 
@@ -223,7 +226,7 @@ impl Spool {
     ///
     /// # Errors
     /// [`SpoolError::Io`].
-    pub fn peek(&self, place: (u64, u64)) -> Result<Option<(Message, (u64, u64))>, SpoolError> {
+    pub fn peek(&self, place: Place) -> Result<Option<(Message, Place)>, SpoolError> {
         let mut place = place.max(self.position);
         loop {
             if let Some(found) = self.read(place).map_err(|source| self.failed(source))? {
@@ -240,7 +243,7 @@ impl Spool {
     ///
     /// # Errors
     /// [`SpoolError::Io`]: after a restart, some are sent again.
-    pub fn sent(&mut self, place: (u64, u64)) -> Result<(), SpoolError> {
+    pub fn sent(&mut self, place: Place) -> Result<(), SpoolError> {
         if place <= self.position {
             return Ok(());
         }

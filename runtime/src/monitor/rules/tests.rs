@@ -21,9 +21,9 @@ fn reference() -> Reference {
 
 fn readings() -> Readings {
     let mut readings = Readings::new(&[2.0, 60.0], 5, 0.01);
-    readings.area.add(0.0, [0.1, 0.06, 0.0, 0.0, 0.5].into_iter());
-    readings.presence.add(0.0, [1.0, 1.0, 0.0, 0.0, 1.0].into_iter());
-    readings.novelty.add(0.0, std::iter::once(0.3));
+    readings.area.add(0.0, &[0.1, 0.06, 0.0, 0.0, 0.5].into_iter());
+    readings.presence.add(0.0, &[1.0, 1.0, 0.0, 0.0, 1.0].into_iter());
+    readings.novelty.add(0.0, &std::iter::once(0.3));
     readings.drift = 0.25;
     readings.frozen = true;
     readings

@@ -17,6 +17,7 @@ use conceptseg::concepts::{ConceptLabeler, ConceptMap, SegmentationConfig};
 use conceptseg::embed::{FrameEmbedder, InputSize, Model};
 use conceptseg::frame::FrameView;
 use conceptseg::monitor::baseline::BaselineBuilder;
+use conceptseg::monitor::drift::Band;
 use conceptseg::monitor::hysteresis::{Flip, Levels, Switch};
 use conceptseg::monitor::windows::Windows;
 use conceptseg::monitor::{EventKind, MonitorConfig, Reference, Sighting, StreamMonitor};
@@ -34,6 +35,8 @@ const PARTS: [f64; 3] = [90.0, 15.0, 30.0];
 const LEARN: f64 = 30.0;
 /// Thresholds stand that much above the largest value of the other clips.
 const MARGIN: f64 = 1.1;
+/// The deviation of a distance is never taken to be smaller.
+const FLOOR: f64 = 1e-3;
 /// Steps of each channel of the colour histogram.
 const STEPS: usize = 4;
 
@@ -75,16 +78,23 @@ enum Method {
     Monitor,
     Colors,
     Embedding,
+    /// The same two, in deviations from the mean of their own history, as the monitor has its
+    /// drift: otherwise the monitor would win by that alone.
+    ColorsBand,
+    EmbeddingBand,
 }
 
 impl Method {
-    const ALL: [Self; 3] = [Self::Monitor, Self::Colors, Self::Embedding];
+    const ALL: [Self; 5] =
+        [Self::Monitor, Self::Colors, Self::ColorsBand, Self::Embedding, Self::EmbeddingBand];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Monitor => "monitor",
             Self::Colors => "colour histogram",
             Self::Embedding => "mean embedding",
+            Self::ColorsBand => "colour histogram, own history",
+            Self::EmbeddingBand => "mean embedding, own history",
         }
     }
 }
@@ -233,7 +243,9 @@ impl Eye {
             }
         }
         let length = embedding.iter().map(|v| v * v).sum::<f64>().sqrt().max(1e-12);
-        embedding.iter_mut().for_each(|v| *v /= length);
+        for value in &mut embedding {
+            *value /= length;
+        }
         let mut labels = ConceptMap::default();
         let (codebook, config) = (self.model.codebook(), SegmentationConfig::default());
         self.labeler.label(map, codebook, &config, width, height, &mut labels)?;
@@ -325,10 +337,8 @@ fn watch(
         return Ok(watched);
     }
 
-    let of = |seen: &Seen| match method {
-        Method::Colors => seen.colors.clone(),
-        _ => seen.embedding.clone(),
-    };
+    let by_color = matches!(method, Method::Colors | Method::ColorsBand);
+    let of = |seen: &Seen| if by_color { seen.colors.clone() } else { seen.embedding.clone() };
     // The mean of the footage, as the monitor has its baseline.
     let footage = &clip.frames[..clip.frames.len() / 2];
     let mut mean = vec![0.0; of(&clip.frames[0]).len()];
@@ -341,16 +351,24 @@ fn watch(
     let mut window = Windows::new(&usual.windows[..1], 1);
     let levels = Levels { on: first, off: first * 0.6, ..usual.novel };
     let mut switch = Switch::default();
+    let mut band = Band::new(usual.windows.last().copied().unwrap_or(900.0), FLOOR);
     for (time, seen) in stream {
         let value = of(seen);
-        let distance = if method == Method::Colors {
+        let distance = if by_color {
             value.iter().zip(&mean).map(|(a, b)| (a - b).abs()).sum::<f64>() / 2.0
         } else {
             let length = mean.iter().map(|v| v * v).sum::<f64>().sqrt().max(1e-12);
             1.0 - value.iter().zip(&mean).map(|(a, b)| a * b).sum::<f64>() / length
         };
-        window.add(if time > 0.0 { 1.0 / fps } else { 0.0 }, std::iter::once(distance));
-        let value = window.mean(0, 0);
+        window.add(if time > 0.0 { 1.0 / fps } else { 0.0 }, &std::iter::once(distance));
+        let mut value = window.mean(0, 0);
+        if matches!(method, Method::ColorsBand | Method::EmbeddingBand) {
+            let mean = value;
+            value = band.score(mean);
+            if time < LEARN || !(switch.is_on() || value >= first) {
+                band.learn(mean, 1.0 / fps);
+            }
+        }
         if counts(time) {
             watched.top[0] = watched.top[0].max(value);
         }

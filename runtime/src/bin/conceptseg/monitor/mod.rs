@@ -15,7 +15,7 @@ pub enum Command {
     /// Learn what is normal from footage of the place that is going to be watched.
     Baseline(baseline::Args),
     /// Watch streams from folders of images or from results files.
-    Run(run::Args),
+    Run(Box<run::Args>),
     /// Measure how soon disturbances are told of, and how often nothing is taken for something.
     Bench(bench::Args),
 }
