@@ -75,6 +75,8 @@ pub struct StreamConfig {
     pub segmentation: SegmentationConfig,
     /// Settings of the mask propagation.
     pub propagation: PropagationConfig,
+    /// Whether a GPU is given the work of a frame as one CUDA graph. Off only to measure what that gains.
+    pub gpu_graphs: bool,
 }
 
 impl Default for StreamConfig {
@@ -85,6 +87,7 @@ impl Default for StreamConfig {
             concepts: true,
             segmentation: SegmentationConfig::default(),
             propagation: PropagationConfig::default(),
+            gpu_graphs: true,
         }
     }
 }
@@ -136,7 +139,7 @@ impl StreamState {
     /// The state before the first frame.
     pub fn new(model: Arc<Model>, config: StreamConfig) -> Self {
         Self {
-            gpu: model.gpu().map(|gpu| GpuStream::new(gpu, true)),
+            gpu: model.gpu().map(|gpu| GpuStream::new(gpu, config.gpu_graphs)),
             embedder: FrameEmbedder::new(model),
             labeler: ConceptLabeler::new(),
             masks: MaskTrack::new(config.propagation.clone()),

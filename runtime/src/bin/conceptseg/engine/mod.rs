@@ -1,5 +1,6 @@
 //! `conceptseg engine`: plans for TensorRT, made, looked at and compared with the CPU.
 
+mod bench;
 mod build;
 mod calibrate;
 mod compare;
@@ -25,12 +26,15 @@ pub enum Command {
     Build(build::Args),
     /// Show the plans of a bundle, or one of them in full.
     Inspect(inspect::Args),
+    /// Measure whole frames on the GPU, with and without a CUDA graph, beside the CPU.
+    Bench(bench::Args),
     /// Compare a plan with the CPU on real frames: embeddings, concepts, masks.
     Verify(verify::Args),
 }
 
 pub fn run(command: &Command, json: bool) -> Result<()> {
     match command {
+        Command::Bench(args) => bench::run(args, json),
         Command::Build(args) => build::run(args, json),
         Command::Inspect(args) => inspect::run(args, json),
         Command::Verify(args) => verify::run(args, json),
