@@ -7,10 +7,10 @@
 
 use std::sync::Arc;
 
-use bytemuck::Pod;
 use conceptseg_tensorrt::cuda::{Arg, DeviceBuffer, Function, Stream};
 
 use super::embed::MapSize;
+use super::launch::{int, launch, of};
 use super::merge::{MergeStage, TABLE_COLUMN};
 use super::{CudaPathError, Kernels, MAX_CONCEPTS};
 use crate::bundle::Codebook;
@@ -237,7 +237,13 @@ impl ConceptStage {
         // reads and writes for the sizes that it is told.
         unsafe {
             p.changed.zero_async(stream)?;
-            launch(&self.functions.start, stream, [cells.div_ceil(BLOCK / 32), 1], &start)?;
+            launch(
+                &self.functions.start,
+                stream,
+                [cells.div_ceil(BLOCK / 32), 1],
+                BLOCK as u32,
+                &start,
+            )?;
         }
         let centroids = |round: usize, channels: usize, features: usize| {
             // Prototypes are the means of embeddings, in the end.
@@ -265,7 +271,15 @@ impl ConceptStage {
                 int(features),
             ];
             // SAFETY: see above.
-            unsafe { launch(&self.functions.centroids, stream, [slices, clusters], &arguments) }
+            unsafe {
+                launch(
+                    &self.functions.centroids,
+                    stream,
+                    [slices, clusters],
+                    BLOCK as u32,
+                    &arguments,
+                )
+            }
         };
         for round in 0..self.config.iterations {
             centroids(round, dim + PLACE, 1)?;
@@ -282,7 +296,15 @@ impl ConceptStage {
                 int(round),
             ];
             // SAFETY: see above.
-            unsafe { launch(&self.functions.assign, stream, [cells.div_ceil(ROWS), 1], &assign)? };
+            unsafe {
+                launch(
+                    &self.functions.assign,
+                    stream,
+                    [cells.div_ceil(ROWS), 1],
+                    BLOCK as u32,
+                    &assign,
+                )?
+            };
         }
         // Round 0 always runs.
         centroids(0, dim, 0)
@@ -316,8 +338,8 @@ impl ConceptStage {
         // SAFETY: the arguments are those of the kernels, and the buffers hold what they read and write.
         unsafe {
             let grid = [chunks, clusters.div_ceil(ROWS)];
-            launch(&self.functions.nearest, stream, grid, &nearest)?;
-            launch(&self.functions.table, stream, [1, 1], &table)
+            launch(&self.functions.nearest, stream, grid, BLOCK as u32, &nearest)?;
+            launch(&self.functions.table, stream, [1, 1], BLOCK as u32, &table)
         }
     }
 
@@ -351,9 +373,27 @@ impl ConceptStage {
         // SAFETY: the arguments are those of the kernels, and the buffers hold what they read and write:
         // rows and columns name cells of the map, the lists of the quads clusters of the table.
         unsafe {
-            launch(&self.functions.scores, stream, [cells.div_ceil(ROWS), 1], &scores)?;
-            launch(&self.functions.quads, stream, [cells.div_ceil(BLOCK / 32), 1], &quads)?;
-            launch(&self.functions.pixels, stream, [frame.0.div_ceil(BLOCK), frame.1], &pixels)
+            launch(
+                &self.functions.scores,
+                stream,
+                [cells.div_ceil(ROWS), 1],
+                BLOCK as u32,
+                &scores,
+            )?;
+            launch(
+                &self.functions.quads,
+                stream,
+                [cells.div_ceil(BLOCK / 32), 1],
+                BLOCK as u32,
+                &quads,
+            )?;
+            launch(
+                &self.functions.pixels,
+                stream,
+                [frame.0.div_ceil(BLOCK), frame.1],
+                BLOCK as u32,
+                &pixels,
+            )
         }
     }
 }
@@ -416,28 +456,6 @@ fn positions(
     device_cells.write(stream, &cells)?;
     device_weights.write(stream, &weights)?;
     Ok((device_cells, device_weights))
-}
-
-fn of<T: Pod>(buffer: &DeviceBuffer<T>) -> Arg {
-    Arg::Buffer(buffer.address())
-}
-
-/// A size within the limits, all of which fit.
-fn int(value: usize) -> Arg {
-    Arg::I32(value as i32)
-}
-
-/// # Safety
-/// The arguments are those of the kernel, and its buffers hold what it reads and writes.
-unsafe fn launch(
-    function: &Function,
-    stream: &Arc<Stream>,
-    [x, y]: [usize; 2],
-    arguments: &[Arg],
-) -> Result<(), CudaPathError> {
-    // SAFETY: the caller's promise.
-    unsafe { function.launch(stream, [x as u32, y as u32, 1], [BLOCK as u32, 1, 1], arguments)? };
-    Ok(())
 }
 
 #[cfg(test)]

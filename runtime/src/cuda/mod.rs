@@ -7,6 +7,7 @@
 pub mod concepts;
 pub mod embed;
 pub mod kernels;
+mod launch;
 mod merge;
 pub mod overlay;
 pub mod preprocess;

@@ -14,9 +14,9 @@ mod tests;
 
 use std::sync::Arc;
 
-use bytemuck::Pod;
 use conceptseg_tensorrt::cuda::{Arg, DeviceBuffer, Function, PinnedBuffer, Stream};
 
+use super::launch::{int, launch, of};
 use super::{CudaPathError, Kernels, MAX_DIM, MAX_SIDE};
 use crate::labels::LabelMap;
 use crate::propagate::{
@@ -395,27 +395,4 @@ impl PropagationStage {
         // SAFETY: the buffers have the sizes that the kernel is told; the rest is the caller's.
         unsafe { launch(&self.store, stream, blocks, 256, &arguments) }
     }
-}
-
-fn of<T: Pod>(buffer: &DeviceBuffer<T>) -> Arg {
-    Arg::Buffer(buffer.address())
-}
-
-/// A size within the limits, all of which fit.
-fn int(value: usize) -> Arg {
-    Arg::I32(value as i32)
-}
-
-/// # Safety
-/// The arguments are those of the kernel, and its buffers hold what it reads and writes.
-unsafe fn launch(
-    function: &Function,
-    stream: &Arc<Stream>,
-    [x, y]: [usize; 2],
-    threads: u32,
-    arguments: &[Arg],
-) -> Result<(), CudaPathError> {
-    // SAFETY: the caller's promise.
-    unsafe { function.launch(stream, [x as u32, y as u32, 1], [threads, 1, 1], arguments)? };
-    Ok(())
 }

@@ -1,8 +1,8 @@
 //! The `conceptseg` command: looks into bundles, evaluates them and makes test scenes.
 //! Live video goes through the GStreamer elements in `plugins/`.
 
-mod backend;
 mod atlas;
+mod backend;
 mod bundle;
 mod concepts;
 mod davis;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use conceptseg_tensorrt::cuda::{Arg, DeviceBuffer, Function, PinnedBuffer, Stream};
 
 use super::super::Kernels;
-use super::{Grid, NOT_PREPARED, int, launch, of};
+use super::{Grid, NOT_PREPARED};
 use crate::cuda::CudaPathError;
+use crate::cuda::launch::{int, launch, of};
 use crate::propagate::{FLAT, InstanceStat, MaskMap, TRACE};
 use crate::upsample;
 

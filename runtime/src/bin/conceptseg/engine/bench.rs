@@ -146,7 +146,8 @@ impl Way {
 impl Figures {
     fn of(times: &[(Duration, StageTimes)]) -> Self {
         let of = |share: f64, part: &dyn Fn(&(Duration, StageTimes)) -> Duration| {
-            let mut values: Vec<f64> = times.iter().map(|one| part(one).as_secs_f64() * 1e3).collect();
+            let mut values: Vec<f64> =
+                times.iter().map(|one| part(one).as_secs_f64() * 1e3).collect();
             values.sort_by(f64::total_cmp);
             let place = ((values.len() as f64 - 1.0) * share).round().max(0.0) as usize;
             values.get(place).copied().unwrap_or(f64::NAN)
@@ -174,14 +175,22 @@ fn show(figures: &[(&str, Figures)], names: &[String], args: &Args, json: bool) 
             .iter()
             .map(|(name, figures)| Ok(((*name).to_owned(), serde_json::to_value(figures)?)))
             .collect::<serde_json::Result<_>>()?;
-        let object = json!({ "width": width, "height": height, "backends": names, "milliseconds": ways });
+        let object =
+            json!({ "width": width, "height": height, "backends": names, "milliseconds": ways });
         writeln!(out, "{object}")?;
         return Ok(());
     }
     let mut table = Table::new();
     table.load_style(STYLE);
     table.set_header([
-        "ms a frame", "median", "99 %", "prepare", "network", "concepts", "masks", "network's share",
+        "ms a frame",
+        "median",
+        "99 %",
+        "prepare",
+        "network",
+        "concepts",
+        "masks",
+        "network's share",
     ]);
     for (name, f) in figures {
         let stages = [f.median, f.p99, f.preprocess, f.network, f.concepts, f.propagation];
@@ -206,7 +215,10 @@ mod tests {
             (ms(total), StageTimes { network: ms(network), ..StageTimes::default() })
         };
         let figures = Figures::of(&[times(30, 9), times(10, 8), times(20, 7)]);
-        assert_eq!((figures.frames, figures.median, figures.p99, figures.network), (3, 20.0, 30.0, 8.0));
+        assert_eq!(
+            (figures.frames, figures.median, figures.p99, figures.network),
+            (3, 20.0, 30.0, 8.0)
+        );
         assert_eq!(figures.network_share, 0.4);
         assert!(Figures::of(&[]).median.is_nan());
     }
