@@ -303,7 +303,7 @@ impl ConceptStage {
                     [cells.div_ceil(ROWS), 1],
                     BLOCK as u32,
                     &assign,
-                )?
+                )?;
             };
         }
         // Round 0 always runs.

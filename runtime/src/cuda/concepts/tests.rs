@@ -1,5 +1,6 @@
 //! The stage against the CPU.
 
+use bytemuck::Pod;
 use conceptseg_tensorrt::cuda::Graph;
 use proptest::prelude::*;
 
