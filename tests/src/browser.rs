@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tungstenite::{Message, WebSocket};
 
 /// How long anything on a page may take. Machines that run tests are busy.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A running browser.
 #[derive(Debug)]
@@ -71,17 +71,16 @@ impl Browser {
     }
 
     /// Sends a command and waits for its result.
-    fn call(&mut self, tab: Option<&Tab>, method: &str, parameters: Value) -> Value {
+    fn call(&mut self, tab: Option<&Tab>, method: &str, parameters: impl Into<Value>) -> Value {
         self.last += 1;
-        let mut message = json!({ "id": self.last, "method": method, "params": parameters });
+        let mut message = json!({ "id": self.last, "method": method, "params": parameters.into() });
         if let Some(tab) = tab {
             message["sessionId"] = tab.session.clone().into();
         }
         self.socket.send(Message::text(message.to_string())).expect("the browser listens");
         loop {
-            let text = match self.socket.read().expect("the browser answers") {
-                Message::Text(text) => text,
-                _ => continue,
+            let Message::Text(text) = self.socket.read().expect("the browser answers") else {
+                continue;
             };
             let answer: Value = serde_json::from_str(&text).expect("the browser speaks JSON");
             match answer["method"].as_str() {

@@ -1,5 +1,7 @@
 //! The monitor of one stream.
 
+mod faults;
+
 use std::sync::Arc;
 
 use super::baseline::Pairs;
@@ -7,7 +9,7 @@ use super::camera::Watcher;
 use super::config::MonitorConfig;
 use super::drift::{Band, jensen_shannon};
 use super::event::{Event, EventConcept, EventKind};
-use super::hysteresis::{Flip, Levels, Switch};
+use super::hysteresis::{Flip, Switch};
 use super::readings::{Readings, StreamStatus};
 use super::reference::Reference;
 use super::rules::RuleSet;
@@ -21,11 +23,6 @@ use crate::stream::FrameResult;
 const NAMED: usize = 5;
 /// Pairs that wait to be told of; more at once are a new scene, which other events tell of.
 const WAITING_PAIRS: usize = 64;
-/// A picture of which no more pixels change stands still: a frozen picture that is encoded again
-/// changes a little.
-const STILL: f64 = 0.005;
-/// Without pixels, a lens counts as covered where one concept, unusual at that, takes this share.
-const FILLS: Levels = Levels { on: 0.97, off: 0.9, on_for: 1.0, off_for: 1.0 };
 /// The least deviation of the logarithm of the sharpness; only its mean is used.
 const SHARPNESS_FLOOR: f64 = 1e-3;
 
@@ -265,85 +262,6 @@ impl StreamMonitor {
         readings.drift = jensen_shannon(watched, self.reference.area());
     }
 
-    fn watch_camera(&mut self, labelled: bool, passed: f64) {
-        let config = &self.config;
-        let fault = |on: f64, off: f64| Levels {
-            on,
-            off,
-            on_for: config.fault_for,
-            off_for: config.fault_for,
-        };
-        let look = self.readings.look;
-
-        // Low is bad: the values are compared with their signs turned.
-        let (value, levels, shown) = if let Some(look) = look {
-            let level = config.covered_contrast;
-            (-look.contrast, fault(-level, -1.5 * level), look.contrast)
-        } else {
-            let top =
-                (0..self.shares.len()).max_by(|&a, &b| self.shares[a].total_cmp(&self.shares[b]));
-            let last = config.windows.len() - 1;
-            let unusual = top.filter(|&k| self.readings.area.mean(last, k) < 0.5);
-            let share = match (unusual, self.switches.covered.is_on()) {
-                (Some(k), _) => self.shares[k],
-                (None, true) => top.map_or(0.0, |k| self.shares[k]),
-                (None, false) => 0.0,
-            };
-            (share, FILLS, share)
-        };
-        let covered = self.switches.covered.update(value, self.clock, &levels);
-        self.readings.covered = self.switches.covered.is_on();
-        self.tell_flip(covered, EventKind::Covered, shown, &[], |_| {
-            "the picture shows next to nothing; is the lens covered?".to_owned()
-        });
-
-        let fingerprint = self.fingerprint();
-        let still = match look {
-            Some(look) => look.changed <= STILL,
-            None => labelled && self.fingerprint == Some(fingerprint),
-        };
-        self.fingerprint = labelled.then_some(fingerprint);
-        let levels = Levels { on: 0.5, off: 0.5, on_for: self.config.frozen_for, off_for: 0.0 };
-        let value = f64::from(u8::from(still));
-        let frozen = if self.readings.covered && !self.switches.frozen.is_on() {
-            self.switches.frozen.hold();
-            None
-        } else {
-            self.switches.frozen.update(value, self.clock, &levels)
-        };
-        self.readings.frozen = self.switches.frozen.is_on();
-        let seconds = self.config.frozen_for;
-        self.tell_flip(frozen, EventKind::Frozen, seconds, &[], |_| {
-            format!("nothing has changed in the picture for {seconds} s; is the camera stuck?")
-        });
-
-        let Some(look) = look else { return };
-        if look.sharpness <= 0.0 || self.readings.covered {
-            self.switches.blurred.hold();
-            return;
-        }
-        let ratio = self.sharpness.mean().map_or(1.0, |usual| look.sharpness / usual.exp());
-        if self.clock >= self.config.warm_up {
-            let level = self.config.blurred_ratio;
-            let off = -(2.0 * level).min(1.0);
-            let levels = Levels {
-                on: -level,
-                off,
-                on_for: self.config.fault_for,
-                off_for: self.config.fault_for,
-            };
-            let blurred = self.switches.blurred.update(-ratio, self.clock, &levels);
-            self.readings.blurred = self.switches.blurred.is_on();
-            self.tell_flip(blurred, EventKind::Blurred, ratio, &[], |value| {
-                format!("the picture has {:.0} % of its usual sharpness", value * 100.0)
-            });
-        }
-        // What is about to be told must not become usual meanwhile.
-        if ratio > self.config.blurred_ratio {
-            self.sharpness.learn(look.sharpness.ln(), passed);
-        }
-    }
-
     fn watch_concepts(&mut self, passed: f64) {
         let warm = self.clock >= self.config.warm_up;
         if self.readings.covered {
@@ -509,18 +427,6 @@ impl StreamMonitor {
         ids.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
         ids.truncate(NAMED);
         ids.into_iter().map(|id| self.reference.concept(id)).collect()
-    }
-
-    /// What the segments of the frame are, in one number.
-    fn fingerprint(&self) -> u64 {
-        use std::hash::{DefaultHasher, Hasher as _};
-        let mut hasher = DefaultHasher::new();
-        for sighting in &self.sightings {
-            hasher.write_u16(sighting.concept);
-            hasher.write_u64(sighting.share.to_bits());
-            hasher.write_u32(sighting.similarity.to_bits());
-        }
-        hasher.finish()
     }
 
     fn tell_flip(
