@@ -262,7 +262,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         std::thread::spawn(move || {
-            serve(&listener, &|request| Response::text(200, &format!("{request:?}")).with("X-A", "b"))
+            serve(&listener, &|request| {
+                Response::text(200, &format!("{request:?}")).with("X-A", "b")
+            })
         });
         address
     }
@@ -286,7 +288,10 @@ mod tests {
         assert_eq!((request.header("host"), request.parameter("token")), (Some("h"), Some("t")));
         assert_eq!(request.body, b"hello");
         let text = ask(echo(), &whole);
-        assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.contains("\r\nX-A: b\r\n"), "{text}");
+        assert!(
+            text.starts_with("HTTP/1.1 200 OK\r\n") && text.contains("\r\nX-A: b\r\n"),
+            "{text}"
+        );
         assert!(text.contains("Content-Length: ") && text.contains("/a%20b"), "{text}");
     }
 

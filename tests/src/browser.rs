@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tungstenite::{Message, WebSocket};
 
 /// How long anything on a page may take. Machines that run tests are busy.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running browser.
 #[derive(Debug)]
@@ -35,23 +35,25 @@ impl Browser {
     /// Starts a browser; none, with a printed reason, where there is no Chromium.
     pub fn start() -> Option<Self> {
         let profile = tempfile::tempdir().expect("a temporary folder can be made");
-        let started = ["chromium", "chromium-browser", "google-chrome"].iter().find_map(|program| {
-            Command::new(program)
-                .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"])
-                .args(["--disable-dev-shm-usage", "--window-size=1280,900"])
-                .args(["--remote-debugging-port=0", "about:blank"])
-                .arg(format!("--user-data-dir={}", profile.path().display()))
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::piped())
-                .spawn()
-                .ok()
-        });
+        let started =
+            ["chromium", "chromium-browser", "google-chrome"].iter().find_map(|program| {
+                Command::new(program)
+                    .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"])
+                    .args(["--disable-dev-shm-usage", "--window-size=1280,900"])
+                    .args(["--remote-debugging-port=0", "about:blank"])
+                    .arg(format!("--user-data-dir={}", profile.path().display()))
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::piped())
+                    .spawn()
+                    .ok()
+            });
         let Some(mut child) = started else {
             eprintln!("skipped: Chromium is not installed");
             return None;
         };
-        let mut lines = BufReader::new(child.stderr.take().expect("standard error is piped")).lines();
+        let mut lines =
+            BufReader::new(child.stderr.take().expect("standard error is piped")).lines();
         let address = lines.by_ref().map_while(Result::ok).find_map(|line| {
             line.strip_prefix("DevTools listening on ").map(|rest| rest.trim().to_owned())
         });
@@ -136,7 +138,8 @@ impl Browser {
     pub fn wait(&mut self, tab: &Tab, expression: &str) {
         let start = Instant::now();
         while self.eval(tab, &format!("Boolean({expression})")) != true {
-            assert!(start.elapsed() < PATIENCE, "never true: {expression}");
+            let complaints = &self.complaints;
+            assert!(start.elapsed() < PATIENCE, "never true: {expression}; {complaints:?}");
             std::thread::sleep(Duration::from_millis(30));
         }
     }

@@ -90,7 +90,8 @@ impl Atlas {
             Some(report) => Some(plot::purity_svg(&[(source, report)])?),
             None => None,
         };
-        let data = AtlasData::new(bundle, source, classes, records, &summed, &shown, &settings.summary);
+        let data =
+            AtlasData::new(bundle, source, classes, records, &summed, &shown, &settings.summary);
         Ok(Self {
             data,
             strips,

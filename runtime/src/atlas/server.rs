@@ -258,7 +258,10 @@ mod tests {
         let second = save(Value::Null, "street");
         assert_eq!(second.status, 409);
         let told = object(&second);
-        assert_eq!((&told["merged"], &told["conflicts"][0]["theirs"]), (&json!(true), &json!("road")));
+        assert_eq!(
+            (&told["merged"], &told["conflicts"][0]["theirs"]),
+            (&json!(true), &json!("road"))
+        );
         assert_eq!(told["concepts"]["1"]["name"], "road");
         assert_eq!(save(json!("road"), "street").status, 200);
     }

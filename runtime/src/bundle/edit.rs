@@ -228,7 +228,8 @@ mod tests {
 
     #[test]
     fn changes_keep_comments_and_order_and_take_empty_entries_away() {
-        let text = "# ours\n[concept.7]\nname = \"road\" # since May\n\n[concept.3]\nmark = \"alert\"\n";
+        let text =
+            "# ours\n[concept.7]\nname = \"road\" # since May\n\n[concept.3]\nmark = \"alert\"\n";
         let (dir, file) = bundle(text);
         let (_, before) = file.read().unwrap();
         let saved = file

@@ -50,11 +50,7 @@ pub fn names_json(names: &ConceptNames) -> serde_json::Value {
 ///
 /// # Errors
 /// [`BundleError::Parse`] with the place of the mistake.
-pub fn changes_to(
-    text: &str,
-    path: &Path,
-    now: &ConceptNames,
-) -> Result<Vec<Change>, BundleError> {
+pub fn changes_to(text: &str, path: &Path, now: &ConceptNames) -> Result<Vec<Change>, BundleError> {
     let is_json = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
     let wanted = if is_json { from_json(text) } else { from_csv(text) };
     let wanted = wanted.map_err(|reason| BundleError::Parse { path: path.to_owned(), reason })?;
@@ -105,17 +101,15 @@ mod tests {
     use super::*;
 
     fn names() -> ConceptNames {
-        let text = "[concept.1]\nname = \"sky, blue\"\ncolor = \"#0102ff\"\n[concept.2]\nmark = \"alert\"";
+        let text =
+            "[concept.1]\nname = \"sky, blue\"\ncolor = \"#0102ff\"\n[concept.2]\nmark = \"alert\"";
         ConceptNames::parse(text, Path::new("concepts.toml"), 3).unwrap()
     }
 
     #[test]
     fn both_formats_read_back_as_nothing_to_change() {
         let csv = names_csv(&names(), 3);
-        assert_eq!(
-            csv,
-            "concept,name,color,mark\n0,,,\n1,\"sky, blue\",#0102ff,\n2,,,alert\n"
-        );
+        assert_eq!(csv, "concept,name,color,mark\n0,,,\n1,\"sky, blue\",#0102ff,\n2,,,alert\n");
         assert!(changes_to(&csv, Path::new("a.csv"), &names()).unwrap().is_empty());
         let json = names_json(&names()).to_string();
         assert!(changes_to(&json, Path::new("a.JSON"), &names()).unwrap().is_empty());

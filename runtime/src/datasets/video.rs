@@ -102,7 +102,10 @@ pub fn frames(video: &Path, sampling: &VideoSampling) -> Result<PathBuf, VideoEr
     }
     let failed = |reason: String| VideoError::Frames { path: video.to_owned(), reason };
     let rate = (sampling.frames_per_second * 1000.0).round() as u32;
-    let text = format!("1 {} {rate} {JPEG_QUALITY}", identity(video).map_err(|source| VideoError::Read { path: video.to_owned(), source })?);
+    let text = format!(
+        "1 {} {rate} {JPEG_QUALITY}",
+        identity(video).map_err(|source| VideoError::Read { path: video.to_owned(), source })?
+    );
     let key = hex(&Sha256::digest(text)[..6]);
     let stem = video.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let target = sampling.folder.join(format!("{stem}-{key}"));

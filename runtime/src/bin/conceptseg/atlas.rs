@@ -97,8 +97,7 @@ fn make(args: &Args, path: &Path, json: bool) -> Result<()> {
     let concepts = model.codebook().count;
     let bar = progress_bar("drawn", "images", Atlas::shown_images(concepts, &records, &settings)?)?;
     let title = args.set.title();
-    let atlas =
-        Atlas::build(&model, &set.images, &title, &records, &settings, &|| bar.inc(1))?;
+    let atlas = Atlas::build(&model, &set.images, &title, &records, &settings, &|| bar.inc(1))?;
     bar.finish_and_clear();
     let html = page::html(&atlas);
     write_atomic(path, |w| w.write_all(html.as_bytes()))

@@ -82,7 +82,11 @@ fn export(dir: &Path, out: Option<&Path>, format: Format, json: bool) -> Result<
     if json {
         writeln!(stdout, "{}", json!({ "file": path, "concepts": said }))?;
     } else {
-        writeln!(stdout, "{}: {said} of {count} concepts have a name, colour or mark", path.display())?;
+        writeln!(
+            stdout,
+            "{}: {said} of {count} concepts have a name, colour or mark",
+            path.display()
+        )?;
     }
     Ok(())
 }
@@ -96,7 +100,8 @@ fn import(dir: &Path, path: &Path, json: bool) -> Result<()> {
     let text = std::fs::read_to_string(path).with_context(cannot)?;
     let file = NamesFile::new(dir, bundle.codebook.count);
     let changes = changes_to(&text, path, &file.read()?.0)?;
-    let saved = file.save(&changes).with_context(|| format!("cannot take over {}", path.display()))?;
+    let saved =
+        file.save(&changes).with_context(|| format!("cannot take over {}", path.display()))?;
     ensure!(
         saved.conflicts.is_empty(),
         "{} of {} values were changed by somebody else at the same time and stay; run it again",
@@ -108,7 +113,11 @@ fn import(dir: &Path, path: &Path, json: bool) -> Result<()> {
     if json {
         writeln!(out, "{}", json!({ "changed": saved.made, "concepts": said }))?;
     } else {
-        writeln!(out, "{} values changed; {said} concepts have a name, colour or mark", saved.made)?;
+        writeln!(
+            out,
+            "{} values changed; {said} concepts have a name, colour or mark",
+            saved.made
+        )?;
     }
     Ok(())
 }

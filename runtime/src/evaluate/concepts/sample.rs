@@ -107,12 +107,7 @@ impl Sample {
     /// Segment `place` of a record.
     fn new(record: &ImageConcepts, place: usize) -> Self {
         let segment = &record.segments[place];
-        Self {
-            image: record.image.clone(),
-            segment: place,
-            area: segment.area,
-            bbox: segment.bbox,
-        }
+        Self { image: record.image.clone(), segment: place, area: segment.area, bbox: segment.bbox }
     }
 }
 

@@ -252,10 +252,7 @@ impl ConceptArgs {
 impl DataArgs {
     fn open_beside(&self, limit: Option<usize>) -> Result<Option<Named>> {
         let Some(split) = &self.beside else { return Ok(None) };
-        ensure!(
-            !self.set.is_folder(),
-            "a folder data set has a single split; leave --beside out"
-        );
+        ensure!(!self.set.is_folder(), "a folder data set has a single split; leave --beside out");
         ensure!(
             *split != self.set.split,
             "--beside names the split {split} again; name another one"
