@@ -2,24 +2,40 @@
 //!
 //! | element | what it does |
 //! |---|---|
-//! | `conceptseg` | labels each frame with learnt concepts, carries instance masks from a first-frame mask, and attaches both to the buffer as metadata ([`meta`]) |
-//! | `conceptoverlay` | draws that metadata onto the frame |
+//! | `conceptembed` | runs the network once per frame and attaches its embeddings as [metadata](meta) |
+//! | `conceptlabel` | makes a concept map of them |
+//! | `maskpropagate` | carries instance masks along with them |
+//! | `conceptoverlay` | draws both onto the frame |
+//! | `conceptmetasink` | writes both down as JSON lines or messages |
+//! | `conceptseg` | all of these in one bin |
 //!
-//! One binary runs on `GStreamer` 1.20 and later.
+//! All of them pass frames on in place. One binary runs on `GStreamer` 1.20 and later.
 
+pub mod conceptembed;
+pub mod conceptlabel;
+pub mod conceptmetasink;
 pub mod conceptoverlay;
 pub mod conceptseg;
+mod errors;
+mod live;
+pub mod maskpropagate;
 pub mod meta;
 mod models;
+mod settings;
+mod stats;
 mod video;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Registers the metadata and both elements; `GStreamer` calls it when it loads the plugin.
+/// Registers the metadata and all elements; `GStreamer` calls it when it loads the plugin.
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), gst::glib::BoolError> {
     meta::register();
-    conceptseg::register(plugin)?;
-    conceptoverlay::register(plugin)
+    conceptembed::register(plugin)?;
+    conceptlabel::register(plugin)?;
+    maskpropagate::register(plugin)?;
+    conceptoverlay::register(plugin)?;
+    conceptmetasink::register(plugin)?;
+    conceptseg::register(plugin)
 }
 
 // The macro makes public items that nobody outside of the framework and of tests uses.

@@ -1,33 +1,26 @@
 //! Between `GStreamer`'s description of a frame and ours.
 
-use conceptseg::frame::{Colorimetry, FrameView, MAX_SIDE, PixelFormat, Plane, YuvMatrix};
-use conceptseg::overlay::PackedLayout;
+use conceptseg::frame::{
+    Colorimetry, FrameView, FrameViewMut, MAX_SIDE, PixelFormat, Plane, PlaneMut, YuvMatrix,
+};
 use gst_video::prelude::*;
 use gst_video::{
     VideoCapsBuilder, VideoColorMatrix, VideoColorRange, VideoFormat, VideoFrameRef, VideoInfo,
 };
 
-/// Formats that `conceptseg` takes.
-pub const ANALYSIS_FORMATS: [VideoFormat; 9] = [
-    VideoFormat::Rgb,
-    VideoFormat::Bgr,
-    VideoFormat::Rgba,
-    VideoFormat::Bgra,
-    VideoFormat::Rgbx,
-    VideoFormat::Bgrx,
+/// Formats that the elements take; those of cameras and decoders come first.
+pub const FORMATS: [VideoFormat; 11] = [
     VideoFormat::Nv12,
     VideoFormat::I420,
-    VideoFormat::Gray8,
-];
-
-/// Formats that `conceptoverlay` draws on.
-pub const OVERLAY_FORMATS: [VideoFormat; 6] = [
+    VideoFormat::Yuy2,
+    VideoFormat::Uyvy,
     VideoFormat::Rgb,
     VideoFormat::Bgr,
     VideoFormat::Rgbx,
     VideoFormat::Bgrx,
     VideoFormat::Rgba,
     VideoFormat::Bgra,
+    VideoFormat::Gray8,
 ];
 
 /// One sink and one source pad that are always there, both for `formats` in system memory.
@@ -45,7 +38,7 @@ pub fn pad_templates(formats: &[VideoFormat]) -> Vec<gst::PadTemplate> {
         .collect()
 }
 
-/// Our name of a format of [`ANALYSIS_FORMATS`].
+/// Our name of a format of [`FORMATS`].
 fn pixel_format(format: VideoFormat) -> Option<PixelFormat> {
     Some(match format {
         VideoFormat::Rgb => PixelFormat::Rgb,
@@ -56,18 +49,9 @@ fn pixel_format(format: VideoFormat) -> Option<PixelFormat> {
         VideoFormat::Bgrx => PixelFormat::Bgrx,
         VideoFormat::Nv12 => PixelFormat::Nv12,
         VideoFormat::I420 => PixelFormat::I420,
+        VideoFormat::Yuy2 => PixelFormat::Yuy2,
+        VideoFormat::Uyvy => PixelFormat::Uyvy,
         VideoFormat::Gray8 => PixelFormat::Gray8,
-        _ => return None,
-    })
-}
-
-/// Where a format of [`OVERLAY_FORMATS`] keeps its colours.
-pub fn packed_layout(format: VideoFormat) -> Option<PackedLayout> {
-    Some(match format {
-        VideoFormat::Rgb => PackedLayout::RGB,
-        VideoFormat::Bgr => PackedLayout::BGR,
-        VideoFormat::Rgbx | VideoFormat::Rgba => PackedLayout::RGBX,
-        VideoFormat::Bgrx | VideoFormat::Bgra => PackedLayout::BGRX,
         _ => return None,
     })
 }
@@ -89,26 +73,82 @@ fn colorimetry(info: &VideoInfo) -> Colorimetry {
     Colorimetry { matrix, full_range }
 }
 
+/// Our name of a frame's format. The reason of a failure is a sentence.
+fn known_format(format: VideoFormat) -> Result<PixelFormat, String> {
+    pixel_format(format)
+        .ok_or_else(|| format!("format {format} is not supported; put videoconvert before"))
+}
+
+/// A row distance in bytes. Bottom-up frames have negative ones.
+fn known_stride(stride: i32) -> Result<usize, String> {
+    usize::try_from(stride).map_err(|_| {
+        format!("a row distance of {stride} bytes is not supported; put videoconvert before")
+    })
+}
+
+/// Whether the buffer holds all planes where its `GstVideoMeta` says they lie, which the framework
+/// does not check.
+fn check_planes(
+    format: PixelFormat,
+    (width, height): (u32, u32),
+    offsets: &[usize],
+    strides: &[i32],
+    size: usize,
+) -> Result<(), String> {
+    for (plane, (&offset, &stride)) in offsets.iter().zip(strides).enumerate().take(format.planes())
+    {
+        let (row, rows) = format.plane_layout(plane, width, height);
+        let end = rows
+            .saturating_sub(1)
+            .checked_mul(known_stride(stride)?)
+            .and_then(|n| n.checked_add(offset))
+            .and_then(|n| n.checked_add(row));
+        if end.is_none_or(|end| size < end) {
+            return Err(format!(
+                "plane {plane} of a {width}x{height} {format} frame lies outside of its {size} bytes"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// A view of a mapped frame with the strides that it really has. The reason is a sentence.
 pub fn frame_view<'a>(
     frame: &'a VideoFrameRef<&'a gst::BufferRef>,
     info: &VideoInfo,
 ) -> Result<FrameView<'a>, String> {
-    let format = pixel_format(frame.format())
-        .ok_or_else(|| format!("frames in format {} cannot be analysed", frame.format()))?;
+    let format = known_format(frame.format())?;
+    let (size, bytes) = ((frame.width(), frame.height()), frame.buffer().size());
+    check_planes(format, size, frame.plane_offset(), frame.plane_stride(), bytes)?;
     let mut planes = [Plane { data: &[], stride: 0 }; 3];
     let count = format.planes();
     for (i, (plane, &stride)) in planes.iter_mut().zip(frame.plane_stride()).take(count).enumerate()
     {
-        // Bottom-up frames have negative strides.
-        let stride = usize::try_from(stride).map_err(|_| {
-            format!("a row distance of {stride} bytes is not supported; put videoconvert before")
-        })?;
         let data = frame.plane_data(i as u32).map_err(|e| e.to_string())?;
-        *plane = Plane { data, stride };
+        *plane = Plane { data, stride: known_stride(stride)? };
     }
     FrameView::new(format, frame.width(), frame.height(), &planes[..count], colorimetry(info))
         .map_err(|e| e.to_string())
+}
+
+/// A view of a frame mapped for writing. The reason of a failure is a sentence.
+pub fn frame_view_mut<'a>(
+    frame: &'a mut VideoFrameRef<&mut gst::BufferRef>,
+    info: &VideoInfo,
+) -> Result<FrameViewMut<'a>, String> {
+    let format = known_format(frame.format())?;
+    let (width, height) = (frame.width(), frame.height());
+    let bytes = frame.buffer().size();
+    check_planes(format, (width, height), frame.plane_offset(), frame.plane_stride(), bytes)?;
+    let strides: Vec<_> = frame.plane_stride().to_vec();
+    let planes = frame.planes_data_mut();
+    let planes = planes
+        .into_iter()
+        .zip(strides)
+        .take(format.planes())
+        .map(|(data, stride)| Ok(PlaneMut { data, stride: known_stride(stride)? }))
+        .collect::<Result<Vec<_>, String>>()?;
+    FrameViewMut::new(format, width, height, planes, colorimetry(info)).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]
@@ -122,8 +162,8 @@ mod tests {
 
     #[test]
     fn every_format_of_the_templates_is_known() {
-        assert!(ANALYSIS_FORMATS.iter().all(|&f| pixel_format(f).is_some()));
-        assert!(OVERLAY_FORMATS.iter().all(|&f| packed_layout(f).is_some()));
+        assert!(FORMATS.iter().all(|&f| pixel_format(f).is_some()));
+        assert_eq!(FORMATS.len(), PixelFormat::ALL.len());
     }
 
     #[test]

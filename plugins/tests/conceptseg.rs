@@ -17,7 +17,7 @@ fn structure(buffer: &gst::BufferRef) -> gst::Structure {
 #[test]
 fn every_format_and_odd_size_passes_with_metadata_and_unchanged_pixels() {
     let fixture = Fixture::new();
-    for format in ["RGB", "BGR", "RGBA", "BGRA", "RGBx", "BGRx", "NV12", "I420", "GRAY8"] {
+    for format in common::FORMATS {
         for (width, height) in [(96, 72), (1, 1), (97, 33), (35, 101)] {
             let caps =
                 format!("video/x-raw,format={format},width={width},height={height},framerate=25/1");
@@ -199,8 +199,36 @@ fn a_mask_that_does_not_fit_the_frames_is_an_error_at_the_first_frame() {
         let (mut harness, bus) = harness(&element, SMALL);
         assert_eq!(harness.push(frame(SMALL, 0)), Err(gst::FlowError::Error));
         let text = error_text(&bus).unwrap();
-        assert!(text.starts_with("Cannot use first-frame-mask") && text.contains(part), "{text}");
+        assert!(text.starts_with("Cannot use the mask") && text.contains(part), "{text}");
     }
+}
+
+#[test]
+fn a_frame_that_ends_before_its_last_row_is_an_error_with_the_reason() {
+    let fixture = Fixture::new();
+    let (mut harness, bus) = harness(&fixture.element(), SMALL);
+    let mut short = frame(SMALL, 0);
+    short.make_mut().set_size(100);
+    assert_eq!(harness.push(short), Err(gst::FlowError::Error));
+    let text = error_text(&bus).unwrap();
+    assert!(text.contains("must send whole frames"), "{text}");
+
+    // One that lies about its rows would be read beyond its end.
+    let (mut harness, bus) = common::harness(&fixture.element(), SMALL);
+    let mut lying = frame(SMALL, 0);
+    VideoMeta::add_full(
+        lying.make_mut(),
+        gst_video::VideoFrameFlags::empty(),
+        gst_video::VideoFormat::Rgb,
+        96,
+        72,
+        &[0],
+        &[4000],
+    )
+    .unwrap();
+    assert_eq!(harness.push(lying), Err(gst::FlowError::Error));
+    let text = error_text(&bus).unwrap();
+    assert!(text.contains("lies outside of its"), "{text}");
 }
 
 #[test]
@@ -320,7 +348,8 @@ fn new_stream(harness: &mut gst_check::Harness, id: &str) {
 #[test]
 fn random_caps_and_sizes_never_panic() {
     let fixture = Fixture::new();
-    let formats = ["RGB", "BGRx", "NV12", "I420", "GRAY8", "YUY2", "GRAY16_LE", "RGBA64_LE"];
+    let strange = ["GRAY16_LE", "RGBA64_LE", "ARGB"];
+    let formats: Vec<_> = common::FORMATS.iter().chain(&strange).collect();
     let mut seed = 1u64;
     let mut draw = |n: u64| {
         // Knuth's MMIX generator; its high bits are good enough here.
@@ -328,9 +357,12 @@ fn random_caps_and_sizes_never_panic() {
         (seed >> 33) % n
     };
     let element = fixture.element();
+    element.set_property_from_str("draw", "concepts+masks+outlines");
+    element.set_property_from_str("first-frame-mask", fixture.mask(96, 72).to_str().unwrap());
     let (mut harness, bus) = harness(&element, SMALL);
+    harness.push_and_pull(frame(SMALL, 0)).unwrap();
     let (mut passed, mut refused) = (0, 0);
-    for i in 0..200 {
+    for i in 0..1000 {
         let format = formats[draw(formats.len() as u64) as usize];
         let caps = format!(
             "video/x-raw,format={format},width={},height={},framerate=25/1",
@@ -339,10 +371,26 @@ fn random_caps_and_sizes_never_panic() {
         );
         harness.set_src_caps(caps.parse().unwrap());
         let mut buffer = frame(&caps, i);
-        if draw(5) == 0 {
+        let kind = draw(5);
+        if kind == 0 {
             // Shorter than the caps promise.
             let size = draw(buffer.size() as u64 + 1) as usize;
             buffer.make_mut().set_size(size);
+        } else if kind == 1 {
+            // Rows that lie further apart, or that are said to, beyond the end of the buffer.
+            let info =
+                gst_video::VideoInfo::from_caps(&caps.parse::<gst::Caps>().unwrap()).unwrap();
+            let strides: Vec<i32> = info.stride().iter().map(|s| s + draw(9) as i32).collect();
+            let meta = VideoMeta::add_full(
+                buffer.make_mut(),
+                gst_video::VideoFrameFlags::empty(),
+                info.format(),
+                info.width(),
+                info.height(),
+                info.offset(),
+                &strides,
+            );
+            drop(meta);
         }
         match harness.push(buffer) {
             Ok(_) => passed += 1,
@@ -374,9 +422,16 @@ fn two_elements_load_the_same_bundle_once() {
 }
 
 #[test]
-fn the_element_describes_itself() {
+fn every_element_describes_itself() {
     init();
-    for (name, klass) in [("conceptseg", "Analyzer"), ("conceptoverlay", "Effect")] {
+    for (name, klass) in [
+        ("conceptembed", "Analyzer"),
+        ("conceptlabel", "Analyzer"),
+        ("maskpropagate", "Analyzer"),
+        ("conceptoverlay", "Effect"),
+        ("conceptmetasink", "Metadata"),
+        ("conceptseg", "Analyzer"),
+    ] {
         let factory = gst::ElementFactory::find(name).unwrap();
         assert!(factory.metadata("klass").unwrap().contains(klass));
         assert!(!factory.metadata("author").unwrap().is_empty());
@@ -384,6 +439,38 @@ fn the_element_describes_itself() {
         for property in element.list_properties() {
             assert!(property.blurb().is_some_and(|b| !b.is_empty()), "{name} {}", property.name());
         }
-        assert!(!element.property::<bool>("qos"), "{name} must not drop frames");
+        let drops = element.find_property("qos").is_some() && element.property::<bool>("qos");
+        assert!(!drops, "{name} must not drop frames");
     }
+}
+
+#[test]
+fn the_bin_has_the_properties_of_the_elements_inside() {
+    let fixture = Fixture::new();
+    let element = fixture.element();
+    let bin = element.downcast_ref::<gst::Bin>().unwrap();
+    let inside = |name: &str| bin.by_name(name).unwrap();
+    for name in ["embed", "label", "propagate", "overlay", "sink"] {
+        let child = inside(name);
+        let own = child.list_properties();
+        for property in own.iter().filter(|property| property.owner_type() == child.type_()) {
+            let outside = match property.name() {
+                "location" => "results-location",
+                "fd" => "results-fd",
+                same => same,
+            };
+            assert!(element.find_property(outside).is_some(), "{name} {outside}");
+        }
+    }
+    element.set_property("num-segments", 36u32);
+    assert_eq!(inside("label").property::<u32>("num-segments"), 36);
+    element.set_property("max-age", 77u32);
+    for name in ["embed", "label", "propagate"] {
+        assert_eq!(inside(name).property::<u32>("max-age"), 77, "{name}");
+    }
+    element.set_property("results-location", "/tmp/r.jsonl");
+    assert_eq!(inside("sink").property::<String>("location"), "/tmp/r.jsonl");
+    assert_eq!(element.property::<String>("results-location"), "/tmp/r.jsonl");
+    inside("overlay").set_property("opacity", 0.25f32);
+    assert_eq!(element.property::<f32>("opacity"), 0.25);
 }

@@ -57,7 +57,7 @@ fn the_metadata_survives_conversion_and_scaling() {
 
 #[test]
 fn frames_without_metadata_pass_unchanged() {
-    for format in ["RGB", "BGR", "RGBx", "BGRx", "RGBA", "BGRA"] {
+    for format in common::FORMATS {
         let caps = format!("video/x-raw,format={format},width=33,height=21,framerate=25/1");
         let (mut harness, _bus) = harness(&overlay(""), &caps);
         let input = frame(&caps, 1);
@@ -81,20 +81,20 @@ fn instances_and_concepts_are_drawn_in_their_colours() {
         let i = (y * 96 + x) * 3;
         [picture[i], picture[i + 1], picture[i + 2]]
     };
-    let masks = drawn("opacity=1 draw-concepts=false draw-outlines=false");
+    let masks = drawn("opacity=1 draw=masks");
     let instance = conceptseg::overlay::instance_color;
     assert_eq!(pixel(&masks, 5, 5), instance(3));
     assert_eq!(pixel(&masks, 90, 70), instance(9));
     let before = buffer.map_readable().unwrap().to_vec();
     assert_eq!(pixel(&masks, 90, 5), pixel(&before, 90, 5), "background stays");
 
-    let concepts = drawn("opacity=1 draw-masks=false draw-outlines=false");
+    let concepts = drawn("opacity=1 draw=concepts");
     assert_eq!(pixel(&concepts, 50, 50)[..2], [1, 2], "the colour of concepts.toml");
-    let outlines = drawn("draw-concepts=false draw-masks=false");
+    let outlines = drawn("draw=outlines");
     assert_eq!(pixel(&outlines, 47, 10), [255; 3]);
     assert_eq!(pixel(&outlines, 48, 10), [0; 3]);
-    assert_eq!(drawn("draw-concepts=false draw-masks=false draw-outlines=false"), before);
-    assert_eq!(drawn("opacity=0 draw-outlines=false"), before);
+    assert_eq!(drawn("draw=0"), before);
+    assert_eq!(drawn("opacity=0 draw=concepts+masks"), before);
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn maps_are_scaled_to_the_frame() {
     let fixture = Fixture::new();
     let buffer = analysed(&fixture);
     let line = "videoscale ! video/x-raw,width=192,height=36 \
-                ! conceptoverlay opacity=1 draw-concepts=false draw-outlines=false";
+                ! conceptoverlay opacity=1 draw=masks";
     let mut harness = Harness::new_parse(line);
     harness.set_src_caps(CAPS.parse().unwrap());
     harness.play();

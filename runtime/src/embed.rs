@@ -7,11 +7,12 @@ pub use frame::{FrameEmbedder, InputSize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::backend::tensorrt::TensorRt;
 use crate::backend::{self, Backend, BackendError, BackendOptions, OutputShape};
 use crate::bundle::{Bundle, BundleError, Codebook, SizeRule};
 
 /// How far an embedding's length may be from 1. Rounding in 16-bit floats stays below a tenth of it.
-const UNIT_TOLERANCE: f32 = 0.01;
+pub(crate) const UNIT_TOLERANCE: f32 = 0.01;
 
 /// Pixels that are transposed together, so that their channel rows stay in the first-level cache.
 const BLOCK: usize = 64;
@@ -112,6 +113,12 @@ impl Model {
         Ok(Arc::new(Self { bundle, backend }))
     }
 
+    /// A bundle whose network a backend has loaded already.
+    #[cfg(test)]
+    pub(crate) fn with_backend(bundle: Bundle, backend: Box<dyn Backend>) -> Arc<Self> {
+        Arc::new(Self { bundle, backend })
+    }
+
     /// The bundle.
     pub fn bundle(&self) -> &Bundle {
         &self.bundle
@@ -120,6 +127,14 @@ impl Model {
     /// Short name of the backend that runs the network: "rten" or "onnxruntime".
     pub fn backend_name(&self) -> &'static str {
         self.backend.name()
+    }
+
+    /// What of the backend decides the numbers that come out: its name, and on a GPU its precision.
+    pub fn backend_label(&self) -> String {
+        match self.backend.gpu() {
+            Some(gpu) => format!("{} {}", self.backend.name(), gpu.precision()),
+            None => self.backend.name().to_owned(),
+        }
     }
 
     /// Backend, version or library, and threads, for logs.
@@ -132,22 +147,14 @@ impl Model {
         &self.bundle.codebook
     }
 
-    /// Embeds one image: `input` is `[3, h, w]`, normalised; `scratch` takes the network's output
-    /// as it comes, `[dim, h / stride, w / stride]`. The memory of `scratch` and `out` is reused.
-    ///
-    /// # Errors
-    /// [`EmbedError`] when the size does not suit the network, the backend fails, or the output is
-    /// not what the manifest promises.
-    pub fn embed(
-        &self,
-        input: &[f32],
-        w: usize,
-        h: usize,
-        scratch: &mut Vec<f32>,
-        out: &mut EmbeddingMap,
-    ) -> Result<(), EmbedError> {
-        let entry = &self.bundle.manifest.embedder;
-        let stride = entry.stride.max(1);
+    /// Network input pixels per cell.
+    pub(crate) fn stride(&self) -> usize {
+        self.bundle.manifest.embedder.stride.max(1)
+    }
+
+    /// Refuses a size of input that the network does not take.
+    pub(crate) fn check_size(&self, w: usize, h: usize) -> Result<(), EmbedError> {
+        let (entry, stride) = (&self.bundle.manifest.embedder, self.stride());
         let accepted = match entry.size {
             SizeRule::Dynamic => {
                 w > 0 && h > 0 && w.is_multiple_of(stride) && h.is_multiple_of(stride)
@@ -166,12 +173,56 @@ impl Model {
                 accepted,
             });
         }
-        let OutputShape { dim, height, width } = self.backend.run(input, w, h, scratch)?;
-        let (expected, found) = ([entry.dim, h / stride, w / stride], [dim, height, width]);
+        Ok(())
+    }
+
+    /// Refuses an output that is not what the manifest promises for an input of this size.
+    pub(crate) fn check_output(
+        &self,
+        w: usize,
+        h: usize,
+        OutputShape { dim, height, width }: OutputShape,
+    ) -> Result<(), EmbedError> {
+        let stride = self.stride();
+        let expected = [self.bundle.manifest.embedder.dim, h / stride, w / stride];
+        let found = [dim, height, width];
         if expected != found {
             let bundle = self.bundle.dir.clone();
             return Err(EmbedError::OutputShape { bundle, width: w, height: h, expected, found });
         }
+        Ok(())
+    }
+
+    /// The GPU that runs the network, where one does.
+    pub(crate) fn gpu(&self) -> Option<&TensorRt> {
+        self.backend.gpu()
+    }
+
+    /// Lets the CPU go on, because work on the GPU failed; false where that is not allowed or not
+    /// possible.
+    pub(crate) fn give_up_gpu(&self, reason: &dyn std::fmt::Display) -> bool {
+        self.backend.give_up_gpu(reason)
+    }
+
+    /// Embeds one image: `input` is `[3, h, w]`, normalised; `scratch` takes the network's output
+    /// as it comes, `[dim, h / stride, w / stride]`. The memory of `scratch` and `out` is reused.
+    ///
+    /// # Errors
+    /// [`EmbedError`] when the size does not suit the network, the backend fails, or the output is
+    /// not what the manifest promises.
+    pub fn embed(
+        &self,
+        input: &[f32],
+        w: usize,
+        h: usize,
+        scratch: &mut Vec<f32>,
+        out: &mut EmbeddingMap,
+    ) -> Result<(), EmbedError> {
+        self.check_size(w, h)?;
+        let shape = self.backend.run(input, w, h, scratch)?;
+        self.check_output(w, h, shape)?;
+        let OutputShape { dim, height, width } = shape;
+        let stride = self.stride();
         (out.height, out.width, out.dim, out.stride) = (height, width, dim, stride);
         out.data.resize(dim * height * width, 0.0);
         transpose(scratch, dim, &mut out.data);
@@ -188,7 +239,7 @@ impl Model {
 }
 
 /// `[dim, pixels]` to `[pixels, dim]`.
-fn transpose(channels: &[f32], dim: usize, pixels: &mut [f32]) {
+pub(crate) fn transpose(channels: &[f32], dim: usize, pixels: &mut [f32]) {
     let count = pixels.len() / dim;
     for (block, target) in pixels.chunks_mut(BLOCK * dim).enumerate() {
         let start = block * BLOCK;
@@ -205,7 +256,7 @@ fn transpose(channels: &[f32], dim: usize, pixels: &mut [f32]) {
 
 /// Index and length of the first cell that is neither of unit length nor zero. A zero cell is
 /// what the network's own normalisation makes of a zero vector.
-fn first_not_unit(data: &[f32], dim: usize) -> Option<(usize, f32)> {
+pub(crate) fn first_not_unit(data: &[f32], dim: usize) -> Option<(usize, f32)> {
     data.chunks_exact(dim).enumerate().find_map(|(index, cell)| {
         let length = cell.iter().map(|v| v * v).sum::<f32>().sqrt();
         let unit = (length - 1.0).abs() <= UNIT_TOLERANCE || length == 0.0;
@@ -223,7 +274,7 @@ mod tests {
     use tempfile::TempDir;
 
     const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tiny.onnx");
-    const RTEN: BackendOptions = BackendOptions { kind: BackendKind::Rten, threads: 1 };
+    const RTEN: BackendOptions = BackendOptions::new(BackendKind::Rten, 1);
 
     fn bundle(dim: usize, stride: usize, size: SizeRule) -> TempDir {
         let mut vectors = vec![0.0; 4 * dim];

@@ -1,6 +1,7 @@
 //! A small HTTP server for pages on this machine: one request per connection, everything that a
 //! client sends is bounded in size and time.
 
+use std::fmt::Write as _;
 use std::io::{self, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -144,7 +145,7 @@ fn talk(mut stream: TcpStream, answer: &dyn Fn(&Request) -> Response) -> io::Res
         response.body.len()
     );
     for (name, value) in &response.headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        let _ = write!(head, "{name}: {value}\r\n");
     }
     head.push_str("\r\n");
     stream.write_all(head.as_bytes())?;

@@ -1,5 +1,9 @@
-//! Draws results onto packed RGB frames: concepts as a transparent colour layer, instances
-//! as a second one with outlines.
+//! Draws results onto frames: concepts as a transparent colour layer, instances as a second one
+//! with outlines. [`draw`] takes packed RGB, [`draw_frame`] every pixel format.
+
+mod frame;
+
+pub use frame::draw_frame;
 
 use crate::bundle::{ConceptNames, Mark};
 use crate::concepts::ConceptMap;
@@ -75,7 +79,7 @@ impl PackedLayout {
     /// Blue, green, red and a fourth byte that is left alone (alpha or padding).
     pub const BGRX: Self = Self { bytes_per_pixel: 4, red: 2, green: 1, blue: 0 };
 
-    fn is_valid(self) -> bool {
+    pub(crate) fn is_valid(self) -> bool {
         [self.red, self.green, self.blue].iter().all(|&o| o < self.bytes_per_pixel)
     }
 
@@ -218,15 +222,15 @@ const INSTANCE_COLORS: [[u8; 3]; 256] = {
 
 /// Opacity in 256ths.
 #[derive(Clone, Copy)]
-struct Alpha(i32);
+pub(crate) struct Alpha(pub(crate) i32);
 
 impl Alpha {
-    fn new(opacity: f32) -> Self {
+    pub(crate) fn new(opacity: f32) -> Self {
         // `as` turns NaN into 0.
         Self((opacity.clamp(0.0, 1.0) * 256.0).round() as i32)
     }
 
-    fn mix(self, under: u8, over: u8) -> u8 {
+    pub(crate) fn mix(self, under: u8, over: u8) -> u8 {
         let under = i32::from(under);
         (under + (((i32::from(over) - under) * self.0 + 128) >> 8)) as u8
     }
@@ -264,20 +268,7 @@ pub fn draw(
             bytes_per_pixel: layout.bytes_per_pixel,
         });
     }
-    let check = |layer, (lw, lh), len| {
-        if (lw, lh) == (width, height) && len == w * h {
-            return Ok(());
-        }
-        Err(OverlayError::LayerSize { layer, layer_width: lw, layer_height: lh, width, height })
-    };
-    let concepts = concepts.filter(|_| style.concepts);
-    let masks = masks.filter(|_| style.masks || style.outlines);
-    if let Some(m) = concepts {
-        check("concept", (m.width, m.height), m.concepts.len())?;
-    }
-    if let Some(m) = masks {
-        check("mask", (m.width, m.height), m.labels.len())?;
-    }
+    let (concepts, masks) = layers((width, height), concepts, masks, *style)?;
     if w == 0 || h == 0 {
         return Ok(());
     }
@@ -301,6 +292,30 @@ pub fn draw(
         }
     }
     Ok(())
+}
+
+/// The layers that are to be drawn, which must have the size of the frame.
+fn layers<'a>(
+    (width, height): (u32, u32),
+    concepts: Option<&'a ConceptMap>,
+    masks: Option<&'a MaskMap>,
+    style: OverlayStyle,
+) -> Result<(Option<&'a ConceptMap>, Option<&'a MaskMap>), OverlayError> {
+    let check = |layer, (lw, lh), len| {
+        if (lw, lh) == (width, height) && len == width as usize * height as usize {
+            return Ok(());
+        }
+        Err(OverlayError::LayerSize { layer, layer_width: lw, layer_height: lh, width, height })
+    };
+    let concepts = concepts.filter(|_| style.concepts);
+    let masks = masks.filter(|_| style.masks || style.outlines);
+    if let Some(m) = concepts {
+        check("concept", (m.width, m.height), m.concepts.len())?;
+    }
+    if let Some(m) = masks {
+        check("mask", (m.width, m.height), m.labels.len())?;
+    }
+    Ok((concepts, masks))
 }
 
 fn blend_concepts(
@@ -334,15 +349,20 @@ fn blend_instances(row: &mut [u8], layout: PackedLayout, labels: &[u8], alpha: A
 /// White on the border pixels of an instance, black on the background pixels that touch one:
 /// one of the two is visible on every picture.
 fn draw_outlines(row: &mut [u8], layout: PackedLayout, above: &[u8], labels: &[u8], below: &[u8]) {
-    let last = labels.len() - 1;
     for (x, pixel) in row.chunks_exact_mut(layout.bytes_per_pixel).enumerate() {
-        let here = labels[x];
-        let neighbours =
-            [above[x], below[x], labels[x.saturating_sub(1)], labels[(x + 1).min(last)]];
-        if neighbours.iter().any(|&n| n != here) {
-            layout.put(pixel, if here == 0 { [0; 3] } else { [255; 3] });
+        if let Some(color) = outline(above, labels, below, x) {
+            layout.put(pixel, color);
         }
     }
+}
+
+/// Colour of the outline at column `x`, where there is one. The rows are equally long.
+fn outline(above: &[u8], labels: &[u8], below: &[u8], x: usize) -> Option<[u8; 3]> {
+    let here = labels[x];
+    let neighbours =
+        [above[x], below[x], labels[x.saturating_sub(1)], labels[(x + 1).min(labels.len() - 1)]];
+    let border = neighbours.iter().any(|&n| n != here);
+    border.then_some(if here == 0 { [0; 3] } else { [255; 3] })
 }
 
 #[cfg(test)]

@@ -16,11 +16,15 @@ use crate::stream::{FrameResult, StageTimes};
 /// Everything that is written about one frame.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FrameRecord {
-    /// Index of the frame in its stream, from 0.
+    /// Index of the analysed frame in its stream, from 0.
     pub frame: u64,
     /// Presentation time in nanoseconds, where the stream has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pts_ns: Option<u64>,
+    /// How far the analysed frame lies behind the one that shows the result, in nanoseconds;
+    /// absent where they are the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_ns: Option<u64>,
     /// Width of the frame in pixels.
     pub width: u32,
     /// Height of the frame in pixels.
@@ -96,6 +100,7 @@ impl FrameRecord {
         Self {
             frame: result.index,
             pts_ns,
+            age_ns: None,
             width: result.width,
             height: result.height,
             latency_ms: Latency::from(&result.times),

@@ -7,11 +7,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::backend::BackendError;
+use crate::backend::tensorrt::TensorRtError;
 use crate::concepts::{ConceptError, ConceptLabeler, ConceptMap, SegmentationConfig};
+use crate::cuda::{CudaPathError, GpuStream};
 use crate::embed::{EmbedError, FrameEmbedder, InputSize, Model};
 use crate::frame::{FrameError, FrameView};
 use crate::labels::LabelMap;
-use crate::propagate::{MaskMap, PropagateError, PropagationConfig, Propagator};
+use crate::propagate::{MaskChange, MaskMap, MaskTrack, PropagateError, PropagationConfig};
 
 /// Why a frame could not be processed.
 #[derive(Debug, thiserror::Error)]
@@ -26,22 +29,37 @@ pub enum StreamError {
     /// The frame could not be labelled with concepts.
     #[error(transparent)]
     Concept(#[from] ConceptError),
-    /// The masks could not be carried.
+    /// The masks could not be carried, or a given mask does not fit.
     #[error(transparent)]
     Propagate(#[from] PropagateError),
-    /// The given mask is not of the frame's size.
-    #[error(
-        "the mask has {mask:?} pixels, but the frame {frame:?} (width, height); give one of the frame's size"
-    )]
-    MaskSize {
-        /// Width and height of the mask.
-        mask: (u32, u32),
-        /// Width and height of the frame.
-        frame: (u32, u32),
-    },
-    /// The given mask has no objects.
-    #[error("the mask holds no object; mark each object's pixels with an id of 1 to 254")]
-    EmptyMask,
+    /// Something but the network failed on the GPU.
+    #[error("the frame could not be processed on the GPU: {0}")]
+    Gpu(CudaPathError),
+}
+
+impl StreamError {
+    /// Whether the CPU could do what was asked for, because the GPU failed.
+    fn is_of_gpu(&self) -> bool {
+        let failed = matches!(self, Self::Embed(EmbedError::Backend(BackendError::TensorRt(_))));
+        failed || matches!(self, Self::Gpu(_))
+    }
+}
+
+impl From<CudaPathError> for StreamError {
+    fn from(error: CudaPathError) -> Self {
+        match error {
+            CudaPathError::Propagate(error) => error.into(),
+            CudaPathError::Concepts(error) => error.into(),
+            CudaPathError::TensorRt(error) => error.into(),
+            other => Self::Gpu(other),
+        }
+    }
+}
+
+impl From<TensorRtError> for StreamError {
+    fn from(error: TensorRtError) -> Self {
+        Self::Embed(BackendError::from(error).into())
+    }
 }
 
 /// Settings of a stream.
@@ -57,6 +75,8 @@ pub struct StreamConfig {
     pub segmentation: SegmentationConfig,
     /// Settings of the mask propagation.
     pub propagation: PropagationConfig,
+    /// Whether a GPU is given the work of a frame as one CUDA graph. Off only to measure what that gains.
+    pub gpu_graphs: bool,
 }
 
 impl Default for StreamConfig {
@@ -67,6 +87,7 @@ impl Default for StreamConfig {
             concepts: true,
             segmentation: SegmentationConfig::default(),
             propagation: PropagationConfig::default(),
+            gpu_graphs: true,
         }
     }
 }
@@ -107,9 +128,9 @@ pub struct StreamState {
     config: StreamConfig,
     embedder: FrameEmbedder,
     labeler: ConceptLabeler,
-    propagator: Propagator,
-    /// A mask that waits for the next frame.
-    given: Option<LabelMap>,
+    /// Everything on the GPU, where the model runs there.
+    gpu: Option<GpuStream>,
+    masks: MaskTrack,
     frames: u64,
     result: FrameResult,
 }
@@ -118,10 +139,10 @@ impl StreamState {
     /// The state before the first frame.
     pub fn new(model: Arc<Model>, config: StreamConfig) -> Self {
         Self {
+            gpu: model.gpu().map(|gpu| GpuStream::new(gpu, config.gpu_graphs)),
             embedder: FrameEmbedder::new(model),
             labeler: ConceptLabeler::new(),
-            propagator: Propagator::new(config.propagation.clone()),
-            given: None,
+            masks: MaskTrack::new(config.propagation.clone()),
             frames: 0,
             result: FrameResult::default(),
             config,
@@ -138,7 +159,7 @@ impl StreamState {
     /// white on black ([`LabelMap::with_white_as_instance`]). Masks that were carried before
     /// are forgotten then.
     pub fn set_instances(&mut self, mask: LabelMap) {
-        self.given = Some(mask.with_white_as_instance());
+        self.masks.change(MaskChange::Replace(mask));
     }
 
     /// Processes the next frame.
@@ -151,18 +172,18 @@ impl StreamState {
     /// is dropped, masks that were carried before it stay.
     pub fn process(&mut self, frame: &FrameView<'_>) -> Result<&FrameResult, StreamError> {
         let (width, height) = (frame.width(), frame.height());
-        let given = self.given.take();
         (self.result.index, self.result.width, self.result.height) = (self.frames, width, height);
         self.frames += 1;
-        if let Some(mask) = &given {
-            if (mask.width, mask.height) != (width, height) {
-                return Err(StreamError::MaskSize {
-                    mask: (mask.width, mask.height),
-                    frame: (width, height),
-                });
+        self.masks.check(width, height)?;
+
+        if let Some(gpu) = self.gpu.take() {
+            let given = self.masks.take_given();
+            if self.process_on_gpu(gpu, frame, given.as_ref())? {
+                return Ok(&self.result);
             }
-            if mask.instance_ids().is_empty() {
-                return Err(StreamError::EmptyMask);
+            // The GPU's memory of the masks is lost; their last state is not.
+            if let Some(mask) = given.or_else(|| self.last_masks(width, height)) {
+                self.masks.change(MaskChange::Replace(mask));
             }
         }
 
@@ -181,8 +202,11 @@ impl StreamState {
             self.result.times.concepts = clock.lap();
         }
 
-        if given.is_some() || self.propagator.is_started() {
-            self.carry(given, width, height)?;
+        if self.masks.is_active() {
+            match (self.masks.step(self.embedder.map(), width, height)?, &mut self.result.masks) {
+                (Some(masks), Some(out)) => out.copy_from(masks),
+                (masks, out) => *out = masks.cloned(),
+            }
             self.result.times.propagation = clock.lap();
         } else {
             self.result.times.propagation = Duration::ZERO;
@@ -190,47 +214,37 @@ impl StreamState {
         Ok(&self.result)
     }
 
-    /// Brings the masks to the present frame.
-    fn carry(
-        &mut self,
-        given: Option<LabelMap>,
-        width: u32,
-        height: u32,
-    ) -> Result<(), StreamError> {
-        if let Some(mask) = given {
-            return self.start(&mask);
-        }
-        let masks = self.result.masks.get_or_insert_default();
-        match self.propagator.step(self.embedder.map(), width, height, masks) {
-            Ok(()) => Ok(()),
-            Err(PropagateError::Grid { .. }) => {
-                let last = LabelMap {
-                    width: masks.width,
-                    height: masks.height,
-                    data: std::mem::take(&mut masks.labels),
-                };
-                let scaled = last.resized_nearest(width, height);
-                if scaled.instance_ids().is_empty() {
-                    tracing::warn!(
-                        "the frame size changed while no object was in sight; give a new mask to go on"
-                    );
-                    self.propagator = Propagator::new(self.config.propagation.clone());
-                    self.result.masks = None;
-                    return Ok(());
-                }
-                tracing::info!(
-                    "the frame size changed to {width}x{height}; masks go on from the last ones"
-                );
-                self.start(&scaled)
-            }
-            Err(error) => Err(error.into()),
-        }
+    /// The masks of the frame before at a new size; nothing where no object is left.
+    fn last_masks(&self, width: u32, height: u32) -> Option<LabelMap> {
+        let last = self.result.masks.as_ref()?.scaled(width, height);
+        (!last.instance_ids().is_empty()).then_some(last)
     }
 
-    fn start(&mut self, mask: &LabelMap) -> Result<(), StreamError> {
-        self.propagator.start(self.embedder.map(), mask)?;
-        self.result.masks.get_or_insert_default().set_given(mask);
-        Ok(())
+    /// Processes a frame on the GPU. Answers false where the CPU is to do it, now and from now on.
+    fn process_on_gpu(
+        &mut self,
+        mut on_gpu: GpuStream,
+        frame: &FrameView<'_>,
+        given: Option<&LabelMap>,
+    ) -> Result<bool, StreamError> {
+        let model = Arc::clone(self.model());
+        // Another stream may have given it up.
+        let Some(gpu) = model.gpu() else { return Ok(false) };
+        let shared = (model.as_ref(), gpu);
+        match on_gpu.process(shared, &self.config, frame, given, &mut self.result) {
+            Ok(()) => {}
+            Err(StreamError::Gpu(error)) if error.is_unsuited() => {
+                tracing::info!("only the network runs on the GPU: {error}");
+                return Ok(false);
+            }
+            Err(error) if error.is_of_gpu() && model.give_up_gpu(&error) => return Ok(false),
+            Err(error) => {
+                self.gpu = Some(on_gpu);
+                return Err(error);
+            }
+        }
+        self.gpu = Some(on_gpu);
+        Ok(true)
     }
 }
 
@@ -269,7 +283,7 @@ mod tests {
             .size(size)
             .write(dir.path(), Path::new(onnx), &codebook)
             .unwrap();
-        Model::open(dir.path(), &BackendOptions { kind: BackendKind::Rten, threads: 1 }).unwrap()
+        Model::open(dir.path(), &BackendOptions::new(BackendKind::Rten, 1)).unwrap()
     }
 
     fn stream(config: StreamConfig) -> StreamState {
@@ -355,11 +369,20 @@ mod tests {
         let (rgb, truth) = picture(WIDTH, HEIGHT, 0);
         let frame = FrameView::rgb(WIDTH, HEIGHT, &rgb).unwrap();
         stream.set_instances(LabelMap::background(WIDTH, HEIGHT + 1));
-        assert!(matches!(stream.process(&frame), Err(StreamError::MaskSize { .. })));
+        assert!(matches!(
+            stream.process(&frame),
+            Err(StreamError::Propagate(PropagateError::MaskSize { .. }))
+        ));
         stream.set_instances(LabelMap::background(WIDTH, HEIGHT));
-        assert!(matches!(stream.process(&frame), Err(StreamError::EmptyMask)));
+        assert!(matches!(
+            stream.process(&frame),
+            Err(StreamError::Propagate(PropagateError::EmptyMask))
+        ));
         stream.set_instances(LabelMap { data: vec![255; truth.data.len()], ..truth.clone() });
-        assert!(matches!(stream.process(&frame), Err(StreamError::EmptyMask)));
+        assert!(matches!(
+            stream.process(&frame),
+            Err(StreamError::Propagate(PropagateError::EmptyMask))
+        ));
         stream.set_instances(LabelMap { data: vec![1; 7], ..truth.clone() });
         assert!(matches!(stream.process(&frame), Err(StreamError::Propagate(_))));
         assert!(stream.process(&frame).unwrap().masks.is_none());
@@ -421,7 +444,7 @@ mod tests {
             let (concepts, masks) =
                 (stream.result.concepts.as_ref().unwrap(), stream.result.masks.as_ref().unwrap());
             let floats = stream.embedder.buffers();
-            let memory = stream.propagator.memory_bytes();
+            let memory = stream.masks.memory_bytes();
             (
                 floats,
                 concepts.concepts.as_ptr(),

@@ -25,6 +25,18 @@ struct Span {
     end: usize,
 }
 
+/// Lower cell of each output sample along an axis and the weight of the next cell, 0..1.
+/// `source` must not be 0.
+pub(crate) fn positions(source: usize, target: usize) -> impl Iterator<Item = (usize, f32)> {
+    let step = source as f64 / target as f64;
+    (0..target).map(move |i| {
+        let position = ((i as f64 + 0.5) * step - 0.5).max(0.0);
+        let low = (position as usize).min(source - 1);
+        // Behind the last centre both cells are the same one and the weight has no say.
+        (low, if low + 1 == source { 0.0 } else { (position - low as f64) as f32 })
+    })
+}
+
 /// Where the samples of one axis lie between the cells.
 #[derive(Debug, Default)]
 struct Axis {
@@ -43,13 +55,9 @@ impl Axis {
         (self.source, self.target) = (source, target);
         self.spans.clear();
         self.weights.clear();
-        let step = source as f64 / target as f64;
-        for i in 0..target {
-            let position = ((i as f64 + 0.5) * step - 0.5).max(0.0);
-            let low = (position as usize).min(source - 1);
+        for (i, (low, weight)) in positions(source, target).enumerate() {
             let high = (low + 1).min(source - 1);
-            // Behind the last centre both cells are the same one and the weight has no say.
-            self.weights.push(if high == low { 0.0 } else { (position - low as f64) as f32 });
+            self.weights.push(weight);
             match self.spans.last_mut() {
                 Some(span) if span.low == low => span.end = i + 1,
                 _ => self.spans.push(Span { low, high, start: i, end: i + 1 }),

@@ -36,7 +36,7 @@ fn without_an_input_a_scene_is_labelled_tracked_and_scored_twice() {
         assert_eq!(answer.code, 0, "{answer:?}");
         // The pipeline as it ran can be run again.
         let line = answer.stdout.lines().find(|l| l.contains("gst-launch-1.0")).unwrap();
-        for part in ["conceptseg bundle=", "conceptoverlay", "first-frame-mask=", "webmmux"] {
+        for part in ["conceptseg bundle=", "first-frame-mask=", "webmmux"] {
             assert!(line.contains(part), "no {part} in {line}");
         }
         assert!(!line.contains(".work"), "{line}");

@@ -1,7 +1,7 @@
 use std::sync::{LazyLock, Mutex};
 
 use conceptseg::concepts::ConceptMap;
-use conceptseg::overlay::{ConceptColors, OverlayStyle, draw};
+use conceptseg::overlay::{ConceptColors, OverlayStyle, draw_frame};
 use conceptseg::propagate::MaskMap;
 use gst::glib;
 use gst::prelude::*;
@@ -11,7 +11,10 @@ use gst_base::subclass::prelude::*;
 use gst_video::prelude::*;
 use gst_video::{VideoFrameRef, VideoInfo};
 
+use super::Draw;
+use crate::errors::message;
 use crate::meta::Analysis;
+use crate::settings::assign;
 use crate::{lock, video};
 
 static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
@@ -25,8 +28,50 @@ static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
 /// Concepts whose colours are computed beforehand; larger dictionaries work, too.
 const CONCEPTS: usize = 512;
 
-/// What the properties say; `OverlayStyle` has exactly their fields.
-type Settings = OverlayStyle;
+#[derive(Debug, Clone, Copy)]
+struct Settings {
+    opacity: f32,
+    draw: Draw,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { opacity: OverlayStyle::default().opacity, draw: Draw::all() }
+    }
+}
+
+impl Settings {
+    fn style(self) -> OverlayStyle {
+        OverlayStyle {
+            opacity: self.opacity,
+            concepts: self.draw.contains(Draw::CONCEPTS),
+            masks: self.draw.contains(Draw::MASKS),
+            outlines: self.draw.contains(Draw::OUTLINES),
+        }
+    }
+}
+
+pub fn properties() -> Vec<glib::ParamSpec> {
+    let default = Settings::default();
+    vec![
+        glib::ParamSpecFloat::builder("opacity")
+            .nick("Opacity")
+            .blurb("Share of the layer colour, 0 (invisible) to 1 (opaque)")
+            .minimum(0.0)
+            .maximum(1.0)
+            .default_value(default.opacity)
+            .mutable_playing()
+            .controllable()
+            .build(),
+        glib::ParamSpecFlags::builder::<Draw>("draw")
+            .nick("Draw")
+            .blurb("What is drawn; 0 leaves the frames as they are")
+            .default_value(default.draw)
+            .mutable_playing()
+            .controllable()
+            .build(),
+    ]
+}
 
 /// What lives from start to stop: the scaled maps, whose memory is used again for each frame.
 struct State {
@@ -47,7 +92,7 @@ impl State {
     }
 
     /// Draws onto a frame. The reason of a failure is a sentence.
-    fn draw(&mut self, buffer: &mut gst::BufferRef, style: Settings) -> Result<(), String> {
+    fn draw(&mut self, buffer: &mut gst::BufferRef, style: OverlayStyle) -> Result<(), String> {
         let Some(analysis) = Analysis::from_buffer(buffer).map_err(|e| e.to_string())? else {
             return Ok(());
         };
@@ -56,7 +101,7 @@ impl State {
         for &(id, color) in analysis.colors() {
             self.colors.set(id, color);
         }
-        for &id in analysis.ignored() {
+        for id in analysis.ignored() {
             self.colors.hide(id);
         }
         let concepts = style.concepts
@@ -70,17 +115,9 @@ impl State {
         }
         let mut frame = VideoFrameRef::from_buffer_ref_writable(buffer, info)
             .map_err(|e| format!("Cannot write to a frame: {e}"))?;
-        let layout = video::packed_layout(frame.format())
-            .ok_or_else(|| format!("Cannot draw on frames in format {}", frame.format()))?;
-        let stride = usize::try_from(frame.plane_stride().first().copied().unwrap_or(0))
-            .map_err(|_| "Cannot draw on bottom-up frames; put videoconvert before".to_owned())?;
-        let pixels = frame.plane_data_mut(0).map_err(|e| e.to_string())?;
-        draw(
-            pixels,
-            layout,
-            stride,
-            width,
-            height,
+        let mut view = video::frame_view_mut(&mut frame, info)?;
+        draw_frame(
+            &mut view,
             concepts.then_some(&self.concepts),
             masks.then_some(&self.masks),
             &style,
@@ -105,59 +142,15 @@ impl ObjectSubclass for ConceptOverlay {
 
 impl ObjectImpl for ConceptOverlay {
     fn properties() -> &'static [glib::ParamSpec] {
-        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
-            let default = Settings::default();
-            vec![
-                glib::ParamSpecFloat::builder("opacity")
-                    .nick("Opacity")
-                    .blurb("Share of the layer colour, 0 (invisible) to 1 (opaque)")
-                    .minimum(0.0)
-                    .maximum(1.0)
-                    .default_value(default.opacity)
-                    .mutable_playing()
-                    .controllable()
-                    .build(),
-                glib::ParamSpecBoolean::builder("draw-concepts")
-                    .nick("Draw concepts")
-                    .blurb("Colour each pixel by its concept")
-                    .default_value(default.concepts)
-                    .mutable_playing()
-                    .controllable()
-                    .build(),
-                glib::ParamSpecBoolean::builder("draw-masks")
-                    .nick("Draw masks")
-                    .blurb("Colour each instance")
-                    .default_value(default.masks)
-                    .mutable_playing()
-                    .controllable()
-                    .build(),
-                glib::ParamSpecBoolean::builder("draw-outlines")
-                    .nick("Draw outlines")
-                    .blurb("Draw a light line inside and a dark line around each instance")
-                    .default_value(default.outlines)
-                    .mutable_playing()
-                    .controllable()
-                    .build(),
-            ]
-        });
+        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(properties);
         &PROPERTIES
     }
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
         let mut settings = lock(&self.settings);
-        // The type of the value has been checked against the specification before.
-        macro_rules! set {
-            ($field:ident) => {
-                if let Ok(value) = value.get() {
-                    settings.$field = value;
-                }
-            };
-        }
         match pspec.name() {
-            "opacity" => set!(opacity),
-            "draw-concepts" => set!(concepts),
-            "draw-masks" => set!(masks),
-            "draw-outlines" => set!(outlines),
+            "opacity" => assign(&mut settings.opacity, value),
+            "draw" => assign(&mut settings.draw, value),
             other => gst::error!(CAT, imp = self, "There is no property {other} to set"),
         }
     }
@@ -166,11 +159,14 @@ impl ObjectImpl for ConceptOverlay {
         let settings = lock(&self.settings);
         match pspec.name() {
             "opacity" => settings.opacity.to_value(),
-            "draw-concepts" => settings.concepts.to_value(),
-            "draw-masks" => settings.masks.to_value(),
-            "draw-outlines" => settings.outlines.to_value(),
+            "draw" => settings.draw.to_value(),
             _ => pspec.default_value().clone(),
         }
+    }
+
+    fn constructed(&self) {
+        self.parent_constructed();
+        self.obj().set_qos(false);
     }
 }
 
@@ -182,7 +178,7 @@ impl ElementImpl for ConceptOverlay {
             gst::subclass::ElementMetadata::new(
                 "ConceptSeg overlay",
                 "Filter/Effect/Video",
-                "Draws the concepts and instances that conceptseg found onto frames",
+                "Draws concepts and instances onto the frames that they were found in",
                 "ConceptSeg developers",
             )
         });
@@ -191,7 +187,7 @@ impl ElementImpl for ConceptOverlay {
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
         static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> =
-            LazyLock::new(|| video::pad_templates(&video::OVERLAY_FORMATS));
+            LazyLock::new(|| video::pad_templates(&video::FORMATS));
         &TEMPLATES
     }
 }
@@ -226,9 +222,11 @@ impl BaseTransformImpl for ConceptOverlay {
         let time = segment
             .downcast_ref::<gst::ClockTime>()
             .and_then(|segment| segment.to_stream_time(buffer.pts()));
-        if let Some(time) = time
-            && let Err(e) = obj.sync_values(time)
-        {
+        let Some(time) = time else { return };
+        // Inside of a conceptseg, whose opacity and draw are controlled as well.
+        let outside = obj.parent().and_downcast::<crate::conceptseg::ConceptSeg>();
+        let controlled = outside.map_or(Ok(()), |bin| bin.sync_values(time));
+        if let Err(e) = controlled.and_then(|()| obj.sync_values(time)) {
             gst::warning!(CAT, imp = self, "Controlled properties keep their values: {e}");
         }
     }
@@ -237,11 +235,11 @@ impl BaseTransformImpl for ConceptOverlay {
         &self,
         buffer: &mut gst::BufferRef,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let style = *lock(&self.settings);
+        let style = lock(&self.settings).style();
         let mut guard = lock(&self.state);
         let Some(state) = guard.as_mut() else { return Err(gst::FlowError::Flushing) };
         state.draw(buffer, style).map_err(|text| {
-            gst::element_imp_error!(self, gst::StreamError::Failed, ("{text}"));
+            self.post_error_message(message(gst::StreamError::Failed, &text));
             gst::FlowError::Error
         })?;
         Ok(gst::FlowSuccess::Ok)

@@ -1,17 +1,20 @@
-//! `conceptoverlay`: draws the result of `conceptseg` onto frames.
+//! `conceptoverlay`: draws results onto frames, in every format that they are analysed in.
 //!
 //! Concepts become a transparent colour layer, instances a second one with outlines. Maps are
-//! scaled to the frame where its size has changed since `conceptseg`; frames without
+//! scaled to the frame where its size has changed since the analysis; frames without
 //! [`ConceptSegMeta`](crate::meta) pass as they are.
 //!
 //! ## Example
 //!
 //! ```sh
-//! gst-launch-1.0 videotestsrc ! conceptseg bundle=models/street \
-//!     ! videoconvert ! conceptoverlay opacity=0.4 draw-concepts=false ! videoconvert ! autovideosink
+//! gst-launch-1.0 videotestsrc ! conceptembed bundle=models/street ! conceptlabel \
+//!     ! conceptoverlay opacity=0.4 draw=masks+outlines ! videoconvert ! autovideosink
 //! ```
 
+mod flags;
 mod imp;
+
+pub use flags::Draw;
 
 use gst::glib;
 use gst::prelude::*;
@@ -20,6 +23,11 @@ glib::wrapper! {
     /// The element; see the [module](self).
     pub struct ConceptOverlay(ObjectSubclass<imp::ConceptOverlay>)
         @extends gst_base::BaseTransform, gst::Element, gst::Object;
+}
+
+/// The properties, for the element and for the bin that has it inside.
+pub fn properties() -> Vec<glib::ParamSpec> {
+    imp::properties()
 }
 
 /// Makes the element known to `plugin`.

@@ -1,34 +1,23 @@
-//! `conceptseg`: labels frames with learnt concepts and carries instance masks along a stream.
+//! `conceptseg`: all of it in one element.
 //!
-//! The element leaves the pixels alone and attaches its result to each buffer as
-//! [`ConceptSegMeta`](crate::meta); `conceptoverlay` draws it.
+//! A bin of [`conceptembed`](crate::conceptembed), [`conceptlabel`](crate::conceptlabel),
+//! [`maskpropagate`](crate::maskpropagate), [`conceptoverlay`](crate::conceptoverlay) and
+//! [`conceptmetasink`](crate::conceptmetasink), with their properties and signals. It labels each frame
+//! with learnt concepts, carries instance masks from a first-frame mask, draws both, and attaches
+//! them as [metadata](crate::meta). `draw=0` leaves the pixels alone.
 //!
 //! ## Example
 //!
 //! ```sh
-//! gst-launch-1.0 filesrc location=street.webm ! decodebin ! videoconvert \
-//!     ! conceptseg bundle=models/street first-frame-mask=first.png results-location=street.jsonl \
-//!     ! videoconvert ! conceptoverlay ! videoconvert ! autovideosink
+//! gst-launch-1.0 v4l2src ! videoconvert ! conceptseg bundle=models/street ! videoconvert ! autovideosink
+//!
+//! gst-launch-1.0 filesrc location=street.webm ! decodebin ! conceptseg bundle=models/street \
+//!     first-frame-mask=first.png results-location=street.jsonl ! videoconvert ! autovideosink
 //! ```
 //!
-//! ## What is kept from frame to frame
-//!
-//! Masks are carried from the first-frame mask on, in the order in which buffers arrive.
-//! A flush, a seek (also backwards) or a gap does not end that: the masks go on from the
-//! last frame that was seen, wherever the stream continues. A new stream (a `STREAM_START`
-//! with another id, as `concat` sends it) or going back to `READY` starts over with the
-//! first-frame mask. Setting `first-frame-mask` while playing applies it to the next frame.
-//!
-//! A change of the frame size keeps the masks, scaled to the new size.
-//!
-//! ## Errors
-//!
-//! A missing or damaged bundle is an error when the element goes to `PAUSED`. A mask that
-//! cannot be read there, too; one that does not have the size of the frames, or holds no
-//! object, at the first frame.
+//! The elements inside have the names `embed`, `label`, `propagate`, `overlay` and `sink`.
 
 mod imp;
-mod stats;
 
 use gst::glib;
 use gst::prelude::*;
@@ -36,24 +25,8 @@ use gst::prelude::*;
 glib::wrapper! {
     /// The element; see the [module](self).
     pub struct ConceptSeg(ObjectSubclass<imp::ConceptSeg>)
-        @extends gst_base::BaseTransform, gst::Element, gst::Object;
-}
-
-/// Which program runs the network.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, glib::Enum)]
-#[repr(i32)]
-#[enum_type(name = "GstConceptSegBackend")]
-pub enum Backend {
-    /// ONNX Runtime where its library is found, else `RTen`.
-    #[default]
-    #[enum_value(name = "ONNX Runtime where its library is found, else RTen", nick = "auto")]
-    Auto = 0,
-    /// `RTen`, which is built in.
-    #[enum_value(name = "RTen, built in", nick = "rten")]
-    Rten = 1,
-    /// ONNX Runtime; an error where its library is not found.
-    #[enum_value(name = "ONNX Runtime, from its library", nick = "onnxruntime")]
-    Onnxruntime = 2,
+        @extends gst::Bin, gst::Element, gst::Object,
+        @implements gst::ChildProxy;
 }
 
 /// Makes the element known to `plugin`.

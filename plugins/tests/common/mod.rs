@@ -12,6 +12,10 @@ use gst::prelude::*;
 use gst_check::Harness;
 use tempfile::TempDir;
 
+/// Formats that the elements take.
+pub const FORMATS: [&str; 11] =
+    ["NV12", "I420", "YUY2", "UYVY", "RGB", "BGR", "RGBx", "BGRx", "RGBA", "BGRA", "GRAY8"];
+
 /// Channels of the test network.
 const DIM: usize = 32;
 
@@ -33,22 +37,30 @@ pub struct Fixture {
 impl Fixture {
     pub fn new() -> Self {
         init();
-        let folder = tempfile::tempdir().unwrap();
+        let fixture = Self { folder: tempfile::tempdir().unwrap() };
+        fixture.write_bundle("bundle", "c");
+        fixture
+    }
+
+    /// Writes a bundle whose concepts have names that begin with `prefix`.
+    pub fn write_bundle(&self, name: &str, prefix: &str) -> PathBuf {
         let onnx = Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/testdata/tiny.onnx");
         let count = 8;
         let mut vectors = vec![0.0; count * DIM];
         for id in 0..count {
             vectors[id * DIM + id * 4] = 1.0;
         }
-        let bundle = folder.path().join("bundle");
+        let bundle = self.path(name);
         BundleWriter::new("tiny", 8, [0.5; 3], [0.25; 3])
             .write(&bundle, &onnx, &Codebook::new(count, DIM, vectors).unwrap())
             .unwrap();
         let names: Vec<_> = (0..count)
-            .map(|id| format!("[concept.{id}]\nname = \"c{id}\"\ncolor = \"#0102{id:02x}\"\n"))
+            .map(|id| {
+                format!("[concept.{id}]\nname = \"{prefix}{id}\"\ncolor = \"#0102{id:02x}\"\n")
+            })
             .collect();
         std::fs::write(bundle.join("concepts.toml"), names.concat()).unwrap();
-        Self { folder }
+        bundle
     }
 
     pub fn bundle(&self) -> PathBuf {
@@ -59,11 +71,21 @@ impl Fixture {
         self.folder.path().join(name)
     }
 
-    /// The element on the test network, at a size that is quick.
+    /// `conceptseg` on the test network, at a size that is quick, waiting for each result (a
+    /// harness counts as live) and drawing nothing.
     pub fn element(&self) -> gst::Element {
-        gst::ElementFactory::make("conceptseg")
+        let element = self.make("conceptseg");
+        element.set_property_from_str("draw", "0");
+        element
+    }
+
+    /// `conceptseg` or `conceptembed` on the test network, at a size that is quick, waiting for
+    /// each result.
+    pub fn make(&self, name: &str) -> gst::Element {
+        gst::ElementFactory::make(name)
             .property_from_str("bundle", self.bundle().to_str().unwrap())
             .property_from_str("backend", "rten")
+            .property_from_str("late-policy", "block")
             .property("threads", 1u32)
             .property("short-side", 64u32)
             .build()
@@ -109,6 +131,21 @@ pub fn frame(caps: &str, seed: usize) -> gst::Buffer {
     let mut buffer = gst::Buffer::from_mut_slice(bytes);
     buffer.get_mut().unwrap().set_pts(gst::ClockTime::from_mseconds(40 * seed as u64));
     buffer
+}
+
+/// A mask as an application gives it: `GRAY8` pixels, in blocks of a quarter of the frame each.
+pub fn mask_buffer(width: u32, height: u32, quarters: [u8; 4]) -> gst::Buffer {
+    let pixels: Vec<u8> = (0..height)
+        .flat_map(|y| (0..width).map(move |x| (x, y)))
+        .map(|(x, y)| quarters[usize::from(y >= height / 2) * 2 + usize::from(x >= width / 2)])
+        .collect();
+    gst::Buffer::from_mut_slice(pixels)
+}
+
+/// Ids and areas of the instances on a buffer.
+pub fn instances(buffer: &gst::BufferRef) -> Vec<(u8, u32)> {
+    let analysis = gstconceptseg::meta::Analysis::from_buffer(buffer).unwrap();
+    analysis.map_or_else(Vec::new, |a| a.instances().iter().map(|i| (i.id, i.area)).collect())
 }
 
 /// The text of the next error on `bus`.

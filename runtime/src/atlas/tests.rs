@@ -23,7 +23,7 @@ fn model(folder: &Path) -> Arc<Model> {
         .unwrap();
     let names = "[concept.0]\nname = \"</script><b>\"\nmark = \"alert\"\n";
     std::fs::write(folder.join("concepts.toml"), names).unwrap();
-    Model::open(folder, &BackendOptions { kind: BackendKind::Rten, threads: 1 }).unwrap()
+    Model::open(folder, &BackendOptions::new(BackendKind::Rten, 1)).unwrap()
 }
 
 /// Eight images of two colours each, with a class for each half.

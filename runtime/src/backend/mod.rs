@@ -1,17 +1,28 @@
 //! Backends: what runs the network of a bundle.
 //!
-//! `rten` is compiled in and always there. ONNX Runtime is two to three times as fast on a CPU; its
-//! shared library is looked for at run time, and where it is absent or broken [`probe`] says why.
+//! `rten` is compiled in and always there. ONNX Runtime is two to three times as fast on a CPU, and
+//! TensorRT runs on an NVIDIA GPU; their shared libraries are looked for at run time, and where they
+//! are absent or broken [`probe`] says why.
 
+mod fallback;
 mod library;
+mod observe;
 mod onnxruntime;
 mod rten;
+pub mod tensorrt;
 
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+pub(crate) use self::observe::{Observe, open_observed};
+use sha2::{Digest as _, Sha256};
+
+use crate::files::hex;
+use fallback::{CpuSource, Fallback};
+use tensorrt::{GpuOptions, NetworkFile, Places, TensorRt, TensorRtError};
 
 /// Largest network file that is read, in bytes: the limit of the protobuf format.
 const MAX_NETWORK: u64 = 2 << 30;
@@ -109,6 +120,20 @@ pub enum BackendError {
         /// The shape found.
         shape: Vec<usize>,
     },
+    /// The network could not be run with TensorRT.
+    #[error(transparent)]
+    TensorRt(Box<TensorRtError>),
+}
+
+impl From<TensorRtError> for BackendError {
+    fn from(error: TensorRtError) -> Self {
+        match error {
+            TensorRtError::Unavailable { reason } => {
+                Self::Unavailable { backend: tensorrt::NAME, reason }
+            }
+            other => Self::TensorRt(Box::new(other)),
+        }
+    }
 }
 
 /// Size of a network's output map.
@@ -138,7 +163,7 @@ impl OutputShape {
 
 /// A loaded network. Calls from several threads are allowed; a backend may take them in turn.
 pub trait Backend: Send + Sync {
-    /// Short name: "rten" or "onnxruntime".
+    /// Short name: "tensorrt", "rten" or "onnxruntime".
     fn name(&self) -> &'static str;
 
     /// Name, version or library, and threads, for logs.
@@ -153,14 +178,28 @@ pub trait Backend: Send + Sync {
         height: usize,
         out: &mut Vec<f32>,
     ) -> Result<OutputShape, BackendError>;
+
+    /// The GPU that runs the network, for whoever does the rest of the work there too.
+    fn gpu(&self) -> Option<&TensorRt> {
+        None
+    }
+
+    /// Lets the CPU go on from now on, because work on the GPU failed for the given reason; false where that is not
+    /// allowed or not possible.
+    fn give_up_gpu(&self, _reason: &dyn fmt::Display) -> bool {
+        false
+    }
 }
 
 /// Which backend to use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum BackendKind {
-    /// ONNX Runtime where its library is found and takes the network, otherwise rten.
+    /// TensorRT where a GPU, its driver and the library are found; otherwise ONNX Runtime where its
+    /// library is found and takes the network; otherwise rten.
     #[default]
     Auto,
+    /// TensorRT on an NVIDIA GPU, or an error that says why not.
+    Tensorrt,
     /// The compiled-in backend.
     Rten,
     /// ONNX Runtime, or an error that says why not.
@@ -172,6 +211,7 @@ impl BackendKind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Auto => "auto",
+            Self::Tensorrt => tensorrt::NAME,
             Self::Rten => rten::NAME,
             Self::Onnxruntime => onnxruntime::NAME,
         }
@@ -186,14 +226,14 @@ impl fmt::Display for BackendKind {
 
 /// A name that is no backend.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("\"{0}\" is not a backend; use auto, rten or onnxruntime")]
+#[error("\"{0}\" is not a backend; use auto, tensorrt, rten or onnxruntime")]
 pub struct UnknownBackend(String);
 
 impl FromStr for BackendKind {
     type Err = UnknownBackend;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        [Self::Auto, Self::Rten, Self::Onnxruntime]
+        [Self::Auto, Self::Tensorrt, Self::Rten, Self::Onnxruntime]
             .into_iter()
             .find(|kind| kind.as_str() == name)
             .ok_or_else(|| UnknownBackend(name.to_owned()))
@@ -201,12 +241,21 @@ impl FromStr for BackendKind {
 }
 
 /// How to run a network.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct BackendOptions {
     /// Which backend.
     pub kind: BackendKind,
-    /// Threads of one run, up to 256; 0: as many as the machine has physical cores.
+    /// Threads of one run on the CPU, up to 256; 0: as many as the machine has physical cores.
     pub threads: usize,
+    /// How TensorRT runs the network, where it does.
+    pub gpu: GpuOptions,
+}
+
+impl BackendOptions {
+    /// A backend with that many threads, and the first GPU where it uses one.
+    pub const fn new(kind: BackendKind, threads: usize) -> Self {
+        Self { kind, threads, gpu: GpuOptions::FIRST }
+    }
 }
 
 /// Whether a backend can be used here.
@@ -222,14 +271,19 @@ pub struct Probe {
 
 /// Looks which backends can be used, the preferred one first.
 pub fn probe() -> Vec<Probe> {
-    vec![
-        Probe {
-            kind: BackendKind::Onnxruntime,
-            name: onnxruntime::NAME,
-            available: onnxruntime::runtime().map(ToString::to_string).map_err(ToOwned::to_owned),
-        },
-        Probe { kind: BackendKind::Rten, name: rten::NAME, available: Ok("built in".to_owned()) },
-    ]
+    [BackendKind::Tensorrt, BackendKind::Onnxruntime, BackendKind::Rten].map(probe_one).into()
+}
+
+/// Looks whether a backend can be used; `auto` always can.
+pub fn probe_one(kind: BackendKind) -> Probe {
+    let available = match kind {
+        BackendKind::Tensorrt => tensorrt::probe(),
+        BackendKind::Onnxruntime => {
+            onnxruntime::runtime().map(ToString::to_string).map_err(ToOwned::to_owned)
+        }
+        BackendKind::Rten | BackendKind::Auto => Ok("built in".to_owned()),
+    };
+    Probe { kind, name: kind.as_str(), available }
 }
 
 /// Loads the network in the file `onnx`, whose tensors are called `input_name` and `output_name`.
@@ -237,28 +291,86 @@ pub fn probe() -> Vec<Probe> {
 /// The file must hold its weights itself: an ONNX file that refers to other files is refused.
 ///
 /// # Errors
-/// [`BackendError`] names the file and what is wrong with it. With [`BackendKind::Auto`], an
-/// ONNX Runtime that cannot be used is not an error; the reason is logged.
+/// [`BackendError`] names the file and what is wrong with it. With [`BackendKind::Auto`], a GPU or
+/// an ONNX Runtime that cannot be used is not an error; the reason is logged.
 pub fn open(
     onnx: &Path,
     input_name: &str,
     output_name: &str,
     options: &BackendOptions,
 ) -> Result<Box<dyn Backend>, BackendError> {
+    let (threads, names) = (options.threads.min(MAX_THREADS), (input_name, output_name));
+    match options.kind {
+        BackendKind::Auto => {
+            let gpu = GpuOptions { cpu_fallback: true, ..options.gpu };
+            match open_on_gpu(onnx, names, threads, gpu, Places::of_process()) {
+                Ok(backend) => Ok(backend),
+                // Without the file nothing can go on.
+                Err(error @ (BackendError::Io { .. } | BackendError::TooLarge { .. })) => {
+                    Err(error)
+                }
+                Err(reason) => {
+                    tracing::info!("using the CPU: {}", one_line(reason));
+                    open_on_cpu(onnx, input_name, output_name, threads)
+                }
+            }
+        }
+        BackendKind::Tensorrt => {
+            open_on_gpu(onnx, names, threads, options.gpu, Places::of_process())
+        }
+        kind => {
+            let bytes = read_network(onnx)?;
+            let source = Source {
+                path: onnx,
+                bytes: &bytes,
+                input: input_name,
+                output: output_name,
+                threads,
+            };
+            if kind == BackendKind::Rten {
+                Ok(Box::new(rten::Rten::load(&source)?))
+            } else {
+                Ok(Box::new(onnxruntime::OnnxRuntime::load(&source)?))
+            }
+        }
+    }
+}
+
+/// The network with TensorRT, and with the CPU behind it where that is allowed.
+pub(crate) fn open_on_gpu(
+    path: &Path,
+    (input, output): (&str, &str),
+    threads: usize,
+    options: GpuOptions,
+    places: Places,
+) -> Result<Box<dyn Backend>, BackendError> {
+    let sha256 = hex(&Sha256::digest(read_network(path)?));
+    let (path, input, output) = (path.to_owned(), input.to_owned(), output.to_owned());
+    let source =
+        CpuSource { path: path.clone(), input: input.clone(), output: output.clone(), threads };
+    let gpu = TensorRt::open(NetworkFile { path, sha256, input, output }, places, options)?;
+    if !options.cpu_fallback {
+        return Ok(Box::new(gpu));
+    }
+    Ok(Box::new(Fallback::new(gpu, source)))
+}
+
+/// The network with ONNX Runtime, else with rten.
+fn open_on_cpu(
+    onnx: &Path,
+    input_name: &str,
+    output_name: &str,
+    threads: usize,
+) -> Result<Box<dyn Backend>, BackendError> {
     let bytes = read_network(onnx)?;
-    let threads = options.threads.min(MAX_THREADS);
     let source =
         Source { path: onnx, bytes: &bytes, input: input_name, output: output_name, threads };
-    match options.kind {
-        BackendKind::Rten => Ok(Box::new(rten::Rten::load(&source)?)),
-        BackendKind::Onnxruntime => Ok(Box::new(onnxruntime::OnnxRuntime::load(&source)?)),
-        BackendKind::Auto => match onnxruntime::OnnxRuntime::load(&source) {
-            Ok(backend) => Ok(Box::new(backend)),
-            Err(reason) => {
-                tracing::info!("using the built-in backend rten: {reason}");
-                Ok(Box::new(rten::Rten::load(&source)?))
-            }
-        },
+    match onnxruntime::OnnxRuntime::load(&source) {
+        Ok(backend) => Ok(Box::new(backend)),
+        Err(reason) => {
+            tracing::info!("using the built-in backend rten: {reason}");
+            Ok(Box::new(rten::Rten::load(&source)?))
+        }
     }
 }
 

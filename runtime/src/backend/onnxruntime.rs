@@ -9,7 +9,7 @@ use ort::session::Session;
 use ort::value::TensorRef;
 
 use super::library::{self, SearchPaths};
-use super::{Backend, BackendError, OutputShape, Source, check_input, one_line};
+use super::{Backend, BackendError, Observe, OutputShape, Source, check_input, one_line};
 
 pub(super) const NAME: &str = "onnxruntime";
 
@@ -119,5 +119,27 @@ impl Backend for OnnxRuntime {
         out.clear();
         out.extend_from_slice(data);
         Ok(shape)
+    }
+}
+
+impl Observe for OnnxRuntime {
+    fn observe(
+        &self,
+        input: &[f32],
+        width: usize,
+        height: usize,
+        see: &mut dyn FnMut(&str, &[f32]),
+    ) -> Result<(), BackendError> {
+        check_input(input, width, height)?;
+        let failed =
+            |e: ort::Error| BackendError::Run { backend: NAME, width, height, reason: one_line(e) };
+        let tensor = TensorRef::from_array_view(([1, 3, height, width], input)).map_err(failed)?;
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let outputs = session.run(ort::inputs![self.input.as_str() => tensor]).map_err(failed)?;
+        for (name, value) in &outputs {
+            let (_, data) = value.try_extract_tensor::<f32>().map_err(failed)?;
+            see(name, data);
+        }
+        Ok(())
     }
 }

@@ -6,7 +6,7 @@ use rten::{Model, NodeId, RunOptions, ThreadPool, Value};
 use rten_tensor::prelude::*;
 use rten_tensor::{NdTensorView, Tensor};
 
-use super::{Backend, BackendError, OutputShape, Source, check_input, one_line};
+use super::{Backend, BackendError, Observe, OutputShape, Source, check_input, one_line};
 
 pub(super) const NAME: &str = "rten";
 
@@ -71,5 +71,32 @@ impl Backend for Rten {
             None => out.extend(tensor.iter()),
         }
         Ok(shape)
+    }
+}
+
+impl Observe for Rten {
+    fn observe(
+        &self,
+        input: &[f32],
+        width: usize,
+        height: usize,
+        see: &mut dyn FnMut(&str, &[f32]),
+    ) -> Result<(), BackendError> {
+        check_input(input, width, height)?;
+        let failed = |reason: String| BackendError::Run { backend: NAME, width, height, reason };
+        let view = NdTensorView::from_data([1, 3, height, width], input);
+        let ids = self.model.output_ids();
+        let values = self
+            .model
+            .run(vec![(self.input, view.into())], ids, Some(self.options.clone()))
+            .map_err(|e| failed(one_line(e)))?;
+        for (&id, value) in ids.iter().zip(values) {
+            let tensor: Tensor<f32> =
+                value.into_tensor().ok_or_else(|| failed("a map is not float32".to_owned()))?;
+            let info = self.model.node_info(id);
+            let name = info.as_ref().and_then(rten::NodeInfo::name).unwrap_or_default();
+            see(name, &tensor.to_vec());
+        }
+        Ok(())
     }
 }

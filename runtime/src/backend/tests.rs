@@ -5,7 +5,7 @@ use super::*;
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tiny.onnx");
 
 fn options(kind: BackendKind) -> BackendOptions {
-    BackendOptions { kind, threads: 1 }
+    BackendOptions::new(kind, 1)
 }
 
 fn tiny(kind: BackendKind) -> Box<dyn Backend> {
@@ -13,7 +13,7 @@ fn tiny(kind: BackendKind) -> Box<dyn Backend> {
 }
 
 fn onnxruntime_is_here() -> bool {
-    match &probe()[0].available {
+    match &probe_one(BackendKind::Onnxruntime).available {
         Ok(_) => true,
         Err(reason) => {
             eprintln!("skipped: {reason}");
@@ -23,7 +23,9 @@ fn onnxruntime_is_here() -> bool {
 }
 
 fn kinds() -> Vec<BackendKind> {
-    probe().into_iter().filter(|p| p.available.is_ok()).map(|p| p.kind).collect()
+    // A GPU needs minutes for the plan of each size, and has tests of its own.
+    let usable = |p: &Probe| p.available.is_ok() && p.kind != BackendKind::Tensorrt;
+    probe().into_iter().filter(usable).map(|p| p.kind).collect()
 }
 
 fn noise(width: usize, height: usize) -> Vec<f32> {
@@ -167,6 +169,10 @@ fn a_wrong_tensor_name_lists_the_right_ones() {
 
 #[test]
 fn auto_takes_what_is_there() {
+    if probe_one(BackendKind::Tensorrt).available.is_ok() {
+        eprintln!("skipped: the GPU would build a plan");
+        return;
+    }
     let backend = tiny(BackendKind::Auto);
     let expected = if kinds().contains(&BackendKind::Onnxruntime) { "onnxruntime" } else { "rten" };
     assert_eq!(backend.name(), expected);
@@ -175,7 +181,9 @@ fn auto_takes_what_is_there() {
 
 #[test]
 fn kinds_have_names() {
-    for kind in [BackendKind::Auto, BackendKind::Rten, BackendKind::Onnxruntime] {
+    for kind in
+        [BackendKind::Auto, BackendKind::Tensorrt, BackendKind::Rten, BackendKind::Onnxruntime]
+    {
         assert_eq!(kind.to_string().parse(), Ok(kind));
     }
     assert!("gpu".parse::<BackendKind>().unwrap_err().to_string().contains("rten"));
@@ -196,5 +204,14 @@ fn runs_from_several_threads_give_the_same() {
             let others = [scope.spawn(run), scope.spawn(run)];
             assert!(others.into_iter().all(|other| other.join().unwrap() == first));
         });
+    }
+}
+
+#[test]
+fn without_a_gpu_tensorrt_says_what_is_missing() {
+    if let Err(reason) = probe_one(BackendKind::Tensorrt).available {
+        let error =
+            error_of(open(Path::new(TINY), "image", "embedding", &options(BackendKind::Tensorrt)));
+        assert_eq!(error.to_string(), format!("the tensorrt backend is not available: {reason}"));
     }
 }

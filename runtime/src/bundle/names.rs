@@ -61,6 +61,11 @@ impl Mark {
             Self::Alert => "alert",
         }
     }
+
+    /// What files call so.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Ignore, Self::Alert].into_iter().find(|mark| mark.as_str() == name)
+    }
 }
 
 impl ConceptEntry {

@@ -123,8 +123,8 @@ impl Clusters {
     /// Blocks of ceil(size / grid) cells, numbered down the columns.
     fn start(&mut self, height: usize, width: usize, grid: usize) {
         let (block_h, block_w) = (height.div_ceil(grid), width.div_ceil(grid));
-        let (rows, columns) = (height.div_ceil(block_h), width.div_ceil(block_w));
-        self.count = rows * columns;
+        let rows = height.div_ceil(block_h);
+        self.count = start_clusters(height, width, grid);
         self.labels.clear();
         self.labels.extend((0..height * width).map(|cell| {
             let (row, column) = (cell / width / block_h, cell % width / block_w);
@@ -236,6 +236,11 @@ impl pulp::WithSimd for Assign<'_> {
             }
         }
     }
+}
+
+/// Number of clusters that a map starts with: blocks of ceil(size / grid) cells.
+pub(crate) fn start_clusters(height: usize, width: usize, grid: usize) -> usize {
+    height.div_ceil(height.div_ceil(grid)) * width.div_ceil(width.div_ceil(grid))
 }
 
 /// Scales to unit length and returns the length before; zero stays zero.

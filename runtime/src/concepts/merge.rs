@@ -3,13 +3,13 @@
 use super::{ConceptMap, ConceptSegment};
 
 /// Segments are indexed with 16 bits.
-pub(super) const MAX_SEGMENTS: usize = 1 << 16;
+pub(crate) const MAX_SEGMENTS: usize = 1 << 16;
 
 /// Concept of a cluster and the cosine of its prototype to it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct ClusterConcept {
-    pub(super) concept: u16,
-    pub(super) similarity: f32,
+pub(crate) struct ClusterConcept {
+    pub(crate) concept: u16,
+    pub(crate) similarity: f32,
 }
 
 /// Neighbouring pixels of one cluster in a row.
@@ -25,7 +25,7 @@ struct Run {
 
 /// Finds 4-connected segments run by run; keeps its scratch.
 #[derive(Debug, Default)]
-pub(super) struct Merger {
+pub(crate) struct Merger {
     runs: Vec<Run>,
     /// Where the runs of each row begin, `[height + 1]`.
     rows: Vec<u32>,
@@ -43,7 +43,7 @@ impl Merger {
     /// `limit - 1` all others share the last number, with the concept of the first of
     /// them; `concepts` has the right concept for every pixel nevertheless. (`limit` is
     /// [`MAX_SEGMENTS`]; embedding grids of video frames give a few hundred.)
-    pub(super) fn merge(
+    pub(crate) fn merge(
         &mut self,
         clusters: &[u8],
         (width, height): (u32, u32),

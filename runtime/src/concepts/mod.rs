@@ -7,7 +7,7 @@
 
 mod codebook;
 pub(crate) mod kmeans;
-mod merge;
+pub(crate) mod merge;
 
 use crate::bundle::Codebook;
 use crate::embed::EmbeddingMap;
@@ -181,11 +181,9 @@ impl ConceptLabeler {
     }
 }
 
-fn check(
-    embedding: &EmbeddingMap,
-    codebook: &Codebook,
-    config: &SegmentationConfig,
-) -> Result<(), ConceptError> {
+/// # Errors
+/// [`ConceptError::Setting`].
+pub(crate) fn check_config(config: &SegmentationConfig) -> Result<(), ConceptError> {
     let refuse = |setting, value, allowed| Err(ConceptError::Setting { setting, value, allowed });
     // Cluster ids are kept in 8 bits.
     if !(1..=15).contains(&config.grid) {
@@ -194,6 +192,15 @@ fn check(
     if !(1..=1000).contains(&config.iterations) {
         return refuse("iterations", config.iterations, "1 to 1000");
     }
+    Ok(())
+}
+
+fn check(
+    embedding: &EmbeddingMap,
+    codebook: &Codebook,
+    config: &SegmentationConfig,
+) -> Result<(), ConceptError> {
+    check_config(config)?;
     let EmbeddingMap { height, width, dim, ref data, .. } = *embedding;
     let expected = height.checked_mul(width).and_then(|cells| cells.checked_mul(dim));
     if data.is_empty() || expected != Some(data.len()) {

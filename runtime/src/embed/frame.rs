@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{EmbedError, EmbeddingMap, Model};
-use crate::bundle::SizeRule;
+use crate::bundle::{EmbedderEntry, SizeRule};
 use crate::frame::{FrameError, FrameView, Normalization, Preprocessor, network_size};
 
 /// Largest side that [`InputSize`] answers, but for the long side of frames that are not
@@ -25,7 +25,11 @@ pub enum InputSize {
 impl InputSize {
     /// Width and height of the network's input for a frame of `width` x `height` pixels.
     pub fn of(self, model: &Model, width: u32, height: u32) -> (u32, u32) {
-        let entry = &model.bundle().manifest.embedder;
+        self.of_entry(&model.bundle().manifest.embedder, width, height)
+    }
+
+    /// The same, for a network that is not loaded.
+    pub fn of_entry(self, entry: &EmbedderEntry, width: u32, height: u32) -> (u32, u32) {
         if let SizeRule::Fixed([h, w]) = entry.size {
             return (w, h);
         }

@@ -273,7 +273,7 @@ mod tests {
         BundleWriter::new("tiny", 8, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
             .write(root.path(), &onnx, &codebook)
             .unwrap();
-        let options = BackendOptions { kind: BackendKind::Rten, threads: 1 };
+        let options = BackendOptions::new(BackendKind::Rten, 1);
         let model = Model::open(root.path(), &options).unwrap();
         (root, model)
     }

@@ -7,7 +7,7 @@ use super::{Colorimetry, YuvMatrix};
 /// Source: ITU-R BT.601-7, BT.709-6 and BT.2020-2, with the quantisation of their 8-bit forms:
 /// luma 16..=235 and chroma 128 ± 112, or 0..=255 and 128 ± 127.5 for full range.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct YuvToRgb {
+pub(crate) struct YuvToRgb {
     luma_scale: f32,
     luma_offset: f32,
     red_v: f32,
@@ -17,13 +17,8 @@ pub(super) struct YuvToRgb {
 }
 
 impl YuvToRgb {
-    pub(super) fn new(colorimetry: Colorimetry) -> Self {
-        // Luma weights of red and blue.
-        let (kr, kb): (f32, f32) = match colorimetry.matrix {
-            YuvMatrix::Bt601 => (0.299, 0.114),
-            YuvMatrix::Bt709 => (0.2126, 0.0722),
-            YuvMatrix::Bt2020 => (0.2627, 0.0593),
-        };
+    pub(crate) fn new(colorimetry: Colorimetry) -> Self {
+        let (kr, kb) = luma_weights(colorimetry.matrix);
         let kg = 1.0 - kr - kb;
         let (luma_scale, luma_offset, chroma) = if colorimetry.full_range {
             (1.0, 0.0, 1.0)
@@ -38,6 +33,12 @@ impl YuvToRgb {
             green_v: -2.0 * kr * (1.0 - kr) / kg * chroma,
             blue_u: 2.0 * (1.0 - kb) * chroma,
         }
+    }
+
+    /// Luma scale and offset; share of V in red, of U and V in green, of U in blue.
+    pub(crate) fn coefficients(&self) -> [f32; 6] {
+        let Self { luma_scale, luma_offset, red_v, green_u, green_v, blue_u } = *self;
+        [luma_scale, luma_offset, red_v, green_u, green_v, blue_u]
     }
 
     /// Luma alone, clamped to 0..=255.
@@ -57,6 +58,27 @@ impl YuvToRgb {
             (y + self.blue_u * u).clamp(0.0, 255.0),
         ]
     }
+}
+
+/// Luma weights of red and blue.
+fn luma_weights(matrix: YuvMatrix) -> (f32, f32) {
+    match matrix {
+        YuvMatrix::Bt601 => (0.299, 0.114),
+        YuvMatrix::Bt709 => (0.2126, 0.0722),
+        YuvMatrix::Bt2020 => (0.2627, 0.0593),
+    }
+}
+
+/// The 8-bit YUV of a colour: the inverse of [`YuvToRgb`], to the nearest code.
+pub(crate) fn rgb_to_yuv(colorimetry: Colorimetry, rgb: [u8; 3]) -> [u8; 3] {
+    let (kr, kb) = luma_weights(colorimetry.matrix);
+    let [r, g, b] = rgb.map(f32::from);
+    let luma = kr * r + (1.0 - kr - kb) * g + kb * b;
+    let (scale, offset, chroma) =
+        if colorimetry.full_range { (1.0, 0.0, 1.0) } else { (219.0 / 255.0, 16.0, 224.0 / 255.0) };
+    let (u, v) = (0.5 * (b - luma) / (1.0 - kb), 0.5 * (r - luma) / (1.0 - kr));
+    // `as` keeps within 0..=255: a saturated colour of the full range is half a code beyond.
+    [luma * scale + offset, u * chroma + 128.0, v * chroma + 128.0].map(|code| code.round() as u8)
 }
 
 #[cfg(test)]
@@ -97,5 +119,21 @@ mod tests {
         assert_eq!(bt601.gray(255), 255.0);
         assert_eq!(bt601.gray(3), 0.0);
         assert!(bt601.rgb(255, 0, 255).iter().all(|v| (0.0..=255.0).contains(v)));
+    }
+
+    #[test]
+    fn colours_survive_the_way_to_yuv_and_back() {
+        for matrix in [YuvMatrix::Bt601, YuvMatrix::Bt709, YuvMatrix::Bt2020] {
+            for full_range in [false, true] {
+                let colorimetry = Colorimetry { matrix, full_range };
+                for color in [[0; 3], [255; 3], [255, 0, 0], [12, 200, 99], [0, 0, 255]] {
+                    let [y, u, v] = rgb_to_yuv(colorimetry, color);
+                    close(YuvToRgb::new(colorimetry).rgb(y, u, v), color.map(f32::from));
+                }
+            }
+        }
+        let bt709 = Colorimetry { matrix: YuvMatrix::Bt709, full_range: false };
+        assert_eq!(rgb_to_yuv(bt709, [255, 0, 0]), [63, 102, 240]);
+        assert_eq!(rgb_to_yuv(bt709, [255; 3]), [235, 128, 128]);
     }
 }

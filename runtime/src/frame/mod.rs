@@ -4,9 +4,14 @@
 //! length, so that whatever reads the frame later can rely on them.
 
 mod color;
+mod luma;
+mod mutable;
 mod preprocess;
 mod strided;
 
+pub(crate) use color::{YuvToRgb, rgb_to_yuv};
+pub use luma::Luma;
+pub use mutable::{FrameViewMut, PlaneMut};
 pub use preprocess::{Normalization, Preprocessor, network_size};
 
 use std::fmt;
@@ -107,11 +112,15 @@ pub enum PixelFormat {
     Nv12,
     /// Three planes: luma, then U and V at half width and height each (rounded up).
     I420,
+    /// 4 bytes for two pixels of a row: luma, U, luma, V.
+    Yuy2,
+    /// 4 bytes for two pixels of a row: U, luma, V, luma.
+    Uyvy,
 }
 
 impl PixelFormat {
     /// Every format, for tables and tests.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Rgb,
         Self::Bgr,
         Self::Rgba,
@@ -121,6 +130,8 @@ impl PixelFormat {
         Self::Gray8,
         Self::Nv12,
         Self::I420,
+        Self::Yuy2,
+        Self::Uyvy,
     ];
 
     /// Number of planes, 1 to 3.
@@ -142,6 +153,7 @@ impl PixelFormat {
             Self::Rgba | Self::Bgra | Self::Rgbx | Self::Bgrx => (4 * w, h),
             Self::Nv12 if plane > 0 => (2 * half_w, half_h),
             Self::I420 if plane > 0 => (half_w, half_h),
+            Self::Yuy2 | Self::Uyvy => (4 * half_w, h),
             Self::Gray8 | Self::Nv12 | Self::I420 => (w, h),
         }
     }
@@ -159,6 +171,8 @@ impl fmt::Display for PixelFormat {
             Self::Gray8 => "GRAY8",
             Self::Nv12 => "NV12",
             Self::I420 => "I420",
+            Self::Yuy2 => "YUY2",
+            Self::Uyvy => "UYVY",
         })
     }
 }
@@ -216,35 +230,10 @@ impl<'a> FrameView<'a> {
         planes: &[Plane<'a>],
         colorimetry: Colorimetry,
     ) -> Result<Self, FrameError> {
-        if !(1..=MAX_SIDE).contains(&width) || !(1..=MAX_SIDE).contains(&height) {
-            return Err(FrameError::Size { width, height });
-        }
-        if planes.len() != format.planes() {
-            return Err(FrameError::PlaneCount {
-                format,
-                expected: format.planes(),
-                found: planes.len(),
-            });
-        }
+        check_geometry(format, width, height, planes.len())?;
         let mut checked = [Plane { data: &[], stride: 0 }; 3];
         for (index, (plane, slot)) in planes.iter().zip(&mut checked).enumerate() {
-            let (row, rows) = format.plane_layout(index, width, height);
-            if plane.stride < row {
-                return Err(FrameError::Stride { format, plane: index, stride: plane.stride, row });
-            }
-            // A stride so large that the product overflows cannot be backed by memory either.
-            let needed = (rows - 1)
-                .checked_mul(plane.stride)
-                .and_then(|skipped| skipped.checked_add(row))
-                .unwrap_or(usize::MAX);
-            if plane.data.len() < needed {
-                return Err(FrameError::PlaneTooShort {
-                    format,
-                    plane: index,
-                    needed,
-                    found: plane.data.len(),
-                });
-            }
+            check_plane(format, width, height, index, plane.stride, plane.data.len())?;
             *slot = *plane;
         }
         Ok(Self { format, width, height, colorimetry, planes: checked })
@@ -271,6 +260,57 @@ impl<'a> FrameView<'a> {
     pub const fn format(&self) -> PixelFormat {
         self.format
     }
+
+    /// How its numbers are to be read.
+    pub(crate) const fn colorimetry(&self) -> Colorimetry {
+        self.colorimetry
+    }
+
+    /// A plane; `index` is below [`PixelFormat::planes`].
+    pub(crate) const fn plane(&self, index: usize) -> Plane<'a> {
+        self.planes[index]
+    }
+}
+
+/// The sides must be possible and the number of planes the format's.
+fn check_geometry(
+    format: PixelFormat,
+    width: u32,
+    height: u32,
+    planes: usize,
+) -> Result<(), FrameError> {
+    if !(1..=MAX_SIDE).contains(&width) || !(1..=MAX_SIDE).contains(&height) {
+        return Err(FrameError::Size { width, height });
+    }
+    let expected = format.planes();
+    if planes != expected {
+        return Err(FrameError::PlaneCount { format, expected, found: planes });
+    }
+    Ok(())
+}
+
+/// Plane `index` of a sound geometry must hold all of its rows.
+fn check_plane(
+    format: PixelFormat,
+    width: u32,
+    height: u32,
+    index: usize,
+    stride: usize,
+    found: usize,
+) -> Result<(), FrameError> {
+    let (row, rows) = format.plane_layout(index, width, height);
+    if stride < row {
+        return Err(FrameError::Stride { format, plane: index, stride, row });
+    }
+    // A stride so large that the product overflows cannot be backed by memory either.
+    let needed = (rows - 1)
+        .checked_mul(stride)
+        .and_then(|skipped| skipped.checked_add(row))
+        .unwrap_or(usize::MAX);
+    if found < needed {
+        return Err(FrameError::PlaneTooShort { format, plane: index, needed, found });
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -28,6 +28,15 @@ pub struct Normalization {
     pub std: [f32; 3],
 }
 
+impl Normalization {
+    /// Scale and offset of each channel: value = byte * scale + offset.
+    pub(crate) fn affine(&self) -> ([f32; 3], [f32; 3]) {
+        let Self { mean, std } = self;
+        let scale = std.map(|s| 1.0 / (255.0 * s));
+        (scale, [-mean[0] / std[0], -mean[1] / std[1], -mean[2] / std[2]])
+    }
+}
+
 /// The size `(width, height)` at which the network sees a frame of `width` x `height` pixels.
 ///
 /// The short side becomes `short_side`, rounded to a multiple of 8 (the usual stride) and kept
@@ -57,13 +66,8 @@ pub struct Preprocessor {
 impl Preprocessor {
     /// A preprocessor for a network with these channel statistics.
     pub fn new(normalization: Normalization) -> Self {
-        let Normalization { mean, std } = normalization;
-        Self {
-            scale: std.map(|s| 1.0 / (255.0 * s)),
-            offset: [-mean[0] / std[0], -mean[1] / std[1], -mean[2] / std[2]],
-            resizer: Resizer::new(),
-            planes: [const { Vec::new() }; 3],
-        }
+        let (scale, offset) = normalization.affine();
+        Self { scale, offset, resizer: Resizer::new(), planes: [const { Vec::new() }; 3] }
     }
 
     /// Writes `frame`, scaled to `w` x `h` pixels (bilinear, averaging when it shrinks), as a
@@ -83,20 +87,28 @@ impl Preprocessor {
         }
         let count = w as usize * h as usize;
         out.resize(3 * count, 0.0);
+        let whole = (1, 1);
         match frame.format {
-            PixelFormat::Rgb | PixelFormat::Bgr => self.resize::<U8x3>(frame, 0, w, h)?,
+            PixelFormat::Rgb | PixelFormat::Bgr => self.resize::<U8x3>(frame, 0, 0, whole, w, h)?,
             PixelFormat::Rgba | PixelFormat::Bgra | PixelFormat::Rgbx | PixelFormat::Bgrx => {
-                self.resize::<U8x4>(frame, 0, w, h)?;
+                self.resize::<U8x4>(frame, 0, 0, whole, w, h)?;
             }
-            PixelFormat::Gray8 => self.resize::<U8>(frame, 0, w, h)?,
+            PixelFormat::Gray8 => self.resize::<U8>(frame, 0, 0, whole, w, h)?,
             PixelFormat::Nv12 => {
-                self.resize::<U8>(frame, 0, w, h)?;
-                self.resize::<U8x2>(frame, 1, w, h)?;
+                self.resize::<U8>(frame, 0, 0, whole, w, h)?;
+                self.resize::<U8x2>(frame, 1, 1, (2, 2), w, h)?;
             }
             PixelFormat::I420 => {
-                self.resize::<U8>(frame, 0, w, h)?;
-                self.resize::<U8>(frame, 1, w, h)?;
-                self.resize::<U8>(frame, 2, w, h)?;
+                self.resize::<U8>(frame, 0, 0, whole, w, h)?;
+                self.resize::<U8>(frame, 1, 1, (2, 2), w, h)?;
+                self.resize::<U8>(frame, 2, 2, (2, 2), w, h)?;
+            }
+            // The same bytes are read twice: as pairs of luma and some chroma, and as fours
+            // with one U and one V. What is read beside it is resized in vain, which costs less
+            // than a copy in other order.
+            PixelFormat::Yuy2 | PixelFormat::Uyvy => {
+                self.resize::<U8x2>(frame, 0, 0, whole, w, h)?;
+                self.resize::<U8x4>(frame, 0, 1, (2, 1), w, h)?;
             }
         }
         let convert = YuvToRgb::new(frame.colorimetry);
@@ -115,15 +127,28 @@ impl Preprocessor {
                 let pixels = first.iter().zip(second).zip(third);
                 self.store(pixels.map(|((&y, &u), &v)| convert.rgb(y, u, v)), out);
             }
+            PixelFormat::Yuy2 => {
+                let ((luma, _), (chroma, _)) = (first.as_chunks::<2>(), second.as_chunks::<4>());
+                let pixels = luma.iter().zip(chroma);
+                self.store(pixels.map(|(&[y, _], &[_, u, _, v])| convert.rgb(y, u, v)), out);
+            }
+            PixelFormat::Uyvy => {
+                let ((luma, _), (chroma, _)) = (first.as_chunks::<2>(), second.as_chunks::<4>());
+                let pixels = luma.iter().zip(chroma);
+                self.store(pixels.map(|(&[_, y], &[u, _, v, _])| convert.rgb(y, u, v)), out);
+            }
         }
         Ok(())
     }
 
-    /// Resizes one plane, whose pixels are of type `P`, into the scratch plane of the same index.
+    /// Resizes one plane, whose pixels are of type `P`, into a scratch plane. A pixel of it covers
+    /// `cover` (columns, rows) pixels of the frame.
     fn resize<P: PixelTrait + Pod>(
         &mut self,
         frame: &FrameView<'_>,
         index: usize,
+        scratch: usize,
+        cover: (u32, u32),
         w: u32,
         h: u32,
     ) -> Result<(), FrameError> {
@@ -137,17 +162,15 @@ impl Preprocessor {
         let plane: Plane<'_> = frame.planes[index];
         // The last chroma sample of an odd side covers one pixel that is not there, hence the
         // fractional part of the chroma plane that belongs to the frame. Chroma is taken to sit
-        // in the middle of its four pixels; the quarter sample that left-sited chroma is off is
+        // in the middle of its pixels; the quarter sample that left-sited chroma is off is
         // far below what a stride of 8 can see.
-        let halve = |side: u32| (side.div_ceil(2), f64::from(side) / 2.0);
-        let ((width, used_width), (height, used_height)) = if index == 0 {
-            ((frame.width, f64::from(frame.width)), (frame.height, f64::from(frame.height)))
-        } else {
-            (halve(frame.width), halve(frame.height))
-        };
+        let cells =
+            |side: u32, cover: u32| (side.div_ceil(cover), f64::from(side) / f64::from(cover));
+        let (width, used_width) = cells(frame.width, cover.0);
+        let (height, used_height) = cells(frame.height, cover.1);
         let source = StridedView::<P>::new(plane, width, height)
             .ok_or_else(|| refused(format!("plane {index} is too short")))?;
-        let scratch = &mut self.planes[index];
+        let scratch = &mut self.planes[scratch];
         scratch.resize(w as usize * h as usize * P::size(), 0);
         let mut target =
             TypedImage::<P>::from_buffer(w, h, scratch).map_err(|e| refused(e.to_string()))?;
@@ -364,10 +387,13 @@ mod tests {
             prop_assert!(steps_apart(&out, &want) < 1.6);
         }
 
-        /// 4:2:0 video: as if the picture itself had been resized.
+        /// 4:2:0 and 4:2:2 video: as if the picture itself had been resized.
         #[test]
         fn video_formats_match_the_picture(
-            nv12: bool, full_range: bool,
+            format in prop::sample::select(vec![
+                PixelFormat::Nv12, PixelFormat::I420, PixelFormat::Yuy2, PixelFormat::Uyvy,
+            ]),
+            full_range: bool,
             matrix in prop::sample::select(vec![YuvMatrix::Bt601, YuvMatrix::Bt709, YuvMatrix::Bt2020]),
             (sw, sh) in (40_usize..90, 40_usize..90), (w, h) in (16_usize..64, 16_usize..64),
         ) {
@@ -376,13 +402,26 @@ mod tests {
             let uv: Vec<u8> = u.iter().zip(&v).flat_map(|(&u, &v)| [u, v]).collect();
             let half = sw.div_ceil(2);
             let luma = Plane { data: &luma, stride: sw };
-            let frame = if nv12 {
-                let planes = [luma, Plane { data: &uv, stride: 2 * half }];
-                FrameView::new(PixelFormat::Nv12, sw as u32, sh as u32, &planes, colorimetry)
-            } else {
-                let planes = [luma, Plane { data: &u, stride: half }, Plane { data: &v, stride: half }];
-                FrameView::new(PixelFormat::I420, sw as u32, sh as u32, &planes, colorimetry)
-            }.unwrap();
+            // 4:2:2 has its own chroma for each row; that of 4:2:0 comes twice here.
+            let packed: Vec<u8> = (0..sh).flat_map(|y| (0..half).map(move |x| (x, y))).flat_map(|(x, y)| {
+                let row = &luma.data[y * sw..][..sw];
+                let (left, right) = (row[2 * x], row[(2 * x + 1).min(sw - 1)]);
+                let chroma = (y / 2) * half + x;
+                if format == PixelFormat::Yuy2 {
+                    [left, u[chroma], right, v[chroma]]
+                } else {
+                    [u[chroma], left, v[chroma], right]
+                }
+            }).collect();
+            let planes = match format {
+                PixelFormat::Nv12 => vec![luma, Plane { data: &uv, stride: 2 * half }],
+                PixelFormat::I420 => {
+                    vec![luma, Plane { data: &u, stride: half }, Plane { data: &v, stride: half }]
+                }
+                _ => vec![Plane { data: &packed, stride: 4 * half }],
+            };
+            let frame =
+                FrameView::new(format, sw as u32, sh as u32, &planes, colorimetry).unwrap();
             let mut out = Vec::new();
             Preprocessor::new(PLAIN).run(&frame, w as u32, h as u32, &mut out).unwrap();
             let want: Vec<f64> = (0..3).flat_map(|c| {

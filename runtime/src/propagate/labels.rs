@@ -12,7 +12,7 @@ const FLAT: f32 = 1e-6;
 
 /// Fills `out` (`[height * width, 1 + ids.len()]`, background first) with the share of
 /// each instance in each cell. Ids that are not listed, such as void, are background.
-pub(super) fn first_labels(
+pub(crate) fn first_labels(
     mask: &LabelMap,
     (height, width, stride): (usize, usize, usize),
     ids: &[u8],

@@ -7,10 +7,10 @@ use crate::upsample::Upsampler;
 /// An instance whose soft label is below this everywhere has left the view. Scaling its
 /// channel to 0..1 (which the protocol does with every channel) would let a trace of
 /// a thousandth claim cells again.
-const TRACE: f32 = 1e-3;
+pub(crate) const TRACE: f32 = 1e-3;
 
 /// A channel that varies by less than this is constant: what it varies by is rounding.
-const FLAT: f32 = 1e-6;
+pub(crate) const FLAT: f32 = 1e-6;
 
 /// One tracked instance in one frame.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -68,6 +68,19 @@ impl MaskMap {
         self.instances.extend(mask.instance_ids().into_iter().map(InstanceStat::unseen));
         self.measure();
         self.instances.iter_mut().for_each(|i| i.confidence = 1.0);
+    }
+
+    /// Takes over another map and keeps its own memory.
+    pub fn copy_from(&mut self, other: &Self) {
+        (self.width, self.height) = (other.width, other.height);
+        self.labels.clone_from(&other.labels);
+        self.instances.clone_from(&other.instances);
+    }
+
+    /// The labels at another size, to start from again.
+    pub(crate) fn scaled(&self, width: u32, height: u32) -> LabelMap {
+        let (from, data) = ((self.width, self.height), self.labels.clone());
+        LabelMap { width: from.0, height: from.1, data }.resized_nearest(width, height)
     }
 
     /// Area and box of the listed instances.

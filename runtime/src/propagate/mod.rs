@@ -15,8 +15,14 @@ mod masks;
 mod memory;
 #[cfg(test)]
 mod tests;
+mod track;
 
+pub(crate) use labels::first_labels;
+pub(crate) use masks::{FLAT, TRACE};
 pub use masks::{InstanceStat, MaskMap};
+#[cfg(test)]
+pub(crate) use tests::latest_labels;
+pub use track::{MaskChange, MaskTrack};
 
 use crate::embed::EmbeddingMap;
 use crate::labels::LabelMap;
@@ -132,6 +138,23 @@ impl PropagationConfig {
             Protocol::Crw => Self::variant_c(),
         }
     }
+
+    pub(crate) fn check(&self) -> Result<(), PropagateError> {
+        let PropagationConfig { context_frames, topk, temperature, .. } = *self;
+        // The bounds keep a slip in a configuration from asking for gigabytes.
+        let refuse =
+            |setting, value, allowed| Err(PropagateError::Setting { setting, value, allowed });
+        if context_frames > 64 {
+            return refuse("context_frames", context_frames as f64, "0 to 64");
+        }
+        if !(1..=64).contains(&topk) {
+            return refuse("topk", topk as f64, "1 to 64");
+        }
+        if !(temperature > 0.0 && temperature.is_finite()) {
+            return refuse("temperature", f64::from(temperature), "above 0 and finite");
+        }
+        Ok(())
+    }
 }
 
 /// Why masks could not be propagated.
@@ -186,8 +209,18 @@ pub enum PropagateError {
         /// Claimed height.
         height: u32,
     },
+    /// A mask is not of the frame's size.
+    #[error(
+        "the mask has {mask:?} pixels, but the frame {frame:?} (width, height); give one of the frame's size"
+    )]
+    MaskSize {
+        /// Width and height of the mask.
+        mask: (u32, u32),
+        /// Width and height of the frame.
+        frame: (u32, u32),
+    },
     /// The first mask has no instance.
-    #[error("the mask holds no instance; give at least one pixel an id of 1 to 254")]
+    #[error("the mask holds no object; mark each object's pixels with an id of 1 to 254")]
     EmptyMask,
     /// A frame came before the first mask.
     #[error("no mask was given yet; start the propagation with the first frame and its mask")]
@@ -250,20 +283,10 @@ impl Propagator {
         embedding: &EmbeddingMap,
         mask: &LabelMap,
     ) -> Result<(), PropagateError> {
-        self.check_settings()?;
+        self.config.check()?;
         check_embedding(embedding)?;
         let EmbeddingMap { height, width, dim, stride, .. } = *embedding;
-        if mask.data.len() != mask.width as usize * mask.height as usize {
-            return Err(PropagateError::Mask {
-                len: mask.data.len(),
-                width: mask.width,
-                height: mask.height,
-            });
-        }
-        let ids = mask.instance_ids();
-        if ids.is_empty() {
-            return Err(PropagateError::EmptyMask);
-        }
+        let ids = instances_of(mask)?;
         let channels = ids.len() + 1;
         let affinity = Affinity::new(height, width, dim, &self.config);
         let mut memory = ContextMemory::default();
@@ -275,7 +298,7 @@ impl Propagator {
         let ContextFrame { features, labels } = &mut memory.current;
         features.fill(&embedding.data, width);
         let grid = (height, width, stride);
-        labels::first_labels(mask, grid, &ids, self.config.first_labels, labels);
+        first_labels(mask, grid, &ids, self.config.first_labels, labels);
         memory.keep_as_first();
         let writer = MaskWriter::default();
         self.state = Some(State { height, width, dim, stride, ids, memory, affinity, writer });
@@ -322,23 +345,22 @@ impl Propagator {
         state.memory.advance();
         Ok(())
     }
+}
 
-    fn check_settings(&self) -> Result<(), PropagateError> {
-        let PropagationConfig { context_frames, topk, temperature, .. } = self.config;
-        // The bounds keep a slip in a configuration from asking for gigabytes.
-        let refuse =
-            |setting, value, allowed| Err(PropagateError::Setting { setting, value, allowed });
-        if context_frames > 64 {
-            return refuse("context_frames", context_frames as f64, "0 to 64");
-        }
-        if !(1..=64).contains(&topk) {
-            return refuse("topk", topk as f64, "1 to 64");
-        }
-        if !(temperature > 0.0 && temperature.is_finite()) {
-            return refuse("temperature", f64::from(temperature), "above 0 and finite");
-        }
-        Ok(())
+/// The instances of a first mask, rising.
+pub(crate) fn instances_of(mask: &LabelMap) -> Result<Vec<u8>, PropagateError> {
+    if mask.data.len() != mask.width as usize * mask.height as usize {
+        return Err(PropagateError::Mask {
+            len: mask.data.len(),
+            width: mask.width,
+            height: mask.height,
+        });
     }
+    let ids = mask.instance_ids();
+    if ids.is_empty() {
+        return Err(PropagateError::EmptyMask);
+    }
+    Ok(ids)
 }
 
 fn check_embedding(embedding: &EmbeddingMap) -> Result<(), PropagateError> {

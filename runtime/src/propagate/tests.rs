@@ -79,7 +79,8 @@ fn mask(width: u32, height: u32, instances: u8, seed: u64) -> LabelMap {
     map
 }
 
-fn latest_labels(propagator: &Propagator) -> Vec<f32> {
+/// Soft labels of the latest frame, `[cells, channels]`.
+pub(crate) fn latest_labels(propagator: &Propagator) -> Vec<f32> {
     propagator.state.as_ref().unwrap().memory.frame(1).labels.clone()
 }
 

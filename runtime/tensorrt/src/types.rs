@@ -99,8 +99,8 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// A Rust type that a device buffer can hold. All bit patterns are valid values.
-pub trait Element: Copy + Default + Send + Sync + 'static + sealed::Sealed {
+/// A Rust type that tensors have as elements.
+pub trait Element: bytemuck::Pod + Send + Sync + sealed::Sealed {
     /// The tensors' type that it belongs to. `u8` also serves [`DataType::Bool`].
     const TYPE: DataType;
 }

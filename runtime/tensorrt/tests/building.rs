@@ -1,12 +1,10 @@
 //! From ONNX to a plan, against fakes of all interfaces.
 #![allow(unsafe_code, missing_docs)] // The fakes are controlled through C functions.
 
-mod support;
-
 use conceptseg_tensorrt::{
     Builder, DataType, Error, Hardware, Network, OnnxParser, Runtime, ShapeRange,
 };
-use support::{Fakes, VERSIONS};
+use conceptseg_tensorrt_fakes::{Fakes, VERSIONS};
 
 fn parsed<'b>(fakes: &Fakes, builder: &'b Builder) -> Network<'b> {
     let library = fakes.library().onnx_parser().unwrap();

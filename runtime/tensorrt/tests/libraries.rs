@@ -1,15 +1,13 @@
 //! Finding TensorRT and the CUDA driver, and refusing what is not known.
 #![allow(unsafe_code, missing_docs)] // The fakes are controlled through C functions.
 
-mod support;
-
 use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use conceptseg_tensorrt::cuda::{Context, CudaError, DeviceBuffer, Driver, Event, Stream};
 use conceptseg_tensorrt::{Builder, Error, Library, Logger, Runtime, Search, Severity};
-use support::{Fakes, VERSIONS};
+use conceptseg_tensorrt_fakes::{Fakes, VERSIONS};
 
 #[test]
 fn the_version_of_the_library_chooses_the_interface() {

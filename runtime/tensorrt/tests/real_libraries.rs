@@ -5,14 +5,12 @@
 //! is made on it; without, a fake driver lets the call through, and the library must fail cleanly.
 #![allow(unsafe_code, missing_docs)] // The fakes are controlled through C functions.
 
-mod support;
-
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use conceptseg_tensorrt::cuda::{Context, Driver};
 use conceptseg_tensorrt::{Builder, Error, Library, Logger, Plan, Runtime, Seal, Search};
-use support::Fakes;
+use conceptseg_tensorrt_fakes::Fakes;
 
 fn folders() -> Vec<PathBuf> {
     let folders: Vec<PathBuf> = std::env::var_os("CONCEPTSEG_TENSORRT")

@@ -1,8 +1,6 @@
 //! Plans, engines and contexts, against fakes of all interfaces.
 #![allow(unsafe_code, missing_docs)] // The fakes are controlled through C functions.
 
-mod support;
-
 use std::sync::Arc;
 
 use conceptseg_tensorrt::cuda::{Context, DeviceBuffer, Stream};
@@ -10,7 +8,7 @@ use conceptseg_tensorrt::{
     DataType, Engine, Error, ErrorCode, ExecutionContext, Plan, PlanError, Runtime, Seal,
     TensorMode,
 };
-use support::{Fakes, VERSIONS};
+use conceptseg_tensorrt_fakes::{Fakes, VERSIONS};
 
 /// What the fakes read as a plan.
 fn plan_bytes(version: [u8; 3]) -> Vec<u8> {

@@ -312,8 +312,7 @@ fn next_command(footage: &[ImageSource], out: &Path) -> String {
         None => "v4l2src".to_owned(),
     };
     format!(
-        "gst-launch-1.0 {source} ! videoconvert ! conceptseg bundle={} \
-         ! videoconvert ! conceptoverlay ! videoconvert ! autovideosink",
+        "gst-launch-1.0 {source} ! videoconvert ! conceptseg bundle={} ! videoconvert ! autovideosink",
         quoted(out)
     )
 }

@@ -114,7 +114,7 @@ pub fn run(args: &Args) -> Result<()> {
     let config = args.config();
     config.check().map_err(anyhow::Error::msg)?;
     let set = args.open()?;
-    let options = BackendOptions { kind: args.backend, threads: 0 };
+    let options = BackendOptions::new(args.backend, 0);
     let model = Model::open(&args.bundle, &options)?;
     let entry = &model.bundle().manifest.embedder;
     let size = match entry.size {

@@ -74,7 +74,7 @@ pub fn agreement(
     count: usize,
     kind: BackendKind,
 ) -> anyhow::Result<Agreement> {
-    let backend = backend::open(onnx, INPUT, OUTPUT, &BackendOptions { kind, threads: 0 })?;
+    let backend = backend::open(onnx, INPUT, OUTPUT, &BackendOptions::new(kind, 0))?;
     let device = network.parameters().first().map_or(tch::Device::Cpu, |p| p.tensor.device());
     let mut output = Vec::new();
     let mut found = Agreement {

@@ -4,5 +4,4 @@ pub mod bundle;
 pub mod check;
 mod matrices;
 pub mod onnx;
-pub(crate) mod onnx_proto;
 pub mod quantize;

@@ -4,24 +4,25 @@
 //! `[1, dim, H / stride, W / stride]`, unit length over the dimensions. Batch normalisations are folded
 //! into the convolutions before them.
 //!
-//! Input and output are single precision in every variant. With half precision inside, only the
-//! lengths of vectors are computed in single precision: their squares would overflow. With
-//! 8-bit integers, convolutions read and write quantised maps and weights, written as pairs of
+//! Input and output are single precision in every variant. Half precision is the runtime's rewrite
+//! ([`conceptseg::onnx::half`]), which keeps lengths of vectors in single precision. With 8-bit
+//! integers, convolutions read and write quantised maps and weights, written as pairs of
 //! `QuantizeLinear` and `DequantizeLinear`, which runtimes merge with the convolution between.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use half::f16;
+use conceptseg::onnx::half::{Half, to_half};
+use conceptseg::onnx::proto;
+use conceptseg::onnx::proto::attribute_proto::AttributeType;
+use conceptseg::onnx::proto::tensor_proto::DataType;
+use conceptseg::onnx::proto::{tensor_shape_proto, type_proto};
+use conceptseg::onnx::{Model, OnnxError};
 use prost::Message as _;
 use tch::{Device, Kind, Tensor, no_grad};
 use thiserror::Error;
 
 use super::matrices::{Matrix, pool_matrix, resize_matrix};
-use super::onnx_proto as proto;
-use super::onnx_proto::attribute_proto::AttributeType;
-use super::onnx_proto::tensor_proto::DataType;
-use super::onnx_proto::{tensor_shape_proto, type_proto};
 use super::quantize::{Calibration, Channels, Scale};
 use crate::network::{BatchNorm, Conv, NORM_EPSILON, Network, NodeId, Op};
 
@@ -60,6 +61,9 @@ pub enum ExportError {
         /// What libtorch says.
         source: tch::TchError,
     },
+    /// The network cannot be rewritten in half precision.
+    #[error(transparent)]
+    Half(#[from] OnnxError),
     /// The file could not be written.
     #[error("cannot write {path}: {source}; check the folder and its free space")]
     Write {
@@ -114,7 +118,10 @@ pub fn export_as(
     numbers: Numbers<'_>,
 ) -> Result<(), ExportError> {
     let model = no_grad(|| build(network, size, numbers))?;
-    let bytes = model.encode_to_vec();
+    let bytes = match numbers {
+        Numbers::Fp16 => to_half(&Model::from_proto(model)?, Half::F16)?.model.to_bytes(),
+        Numbers::Fp32 | Numbers::Int8(_) => model.encode_to_vec(),
+    };
     conceptseg::files::write_atomic(path, |w| w.write_all(&bytes))
         .map_err(|source| ExportError::Write { path: path.to_owned(), source })
 }
@@ -156,6 +163,7 @@ fn build(
         producer_name: Some("conceptseg-train".to_owned()),
         producer_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         graph: Some(writer.graph),
+        ..proto::ModelProto::default()
     })
 }
 
@@ -172,13 +180,17 @@ fn value_info(name: &str, sides: [Side; 4]) -> proto::ValueInfoProto {
             Side::Known(n) => tensor_shape_proto::dimension::Value::DimValue(n),
             Side::Named(name) => tensor_shape_proto::dimension::Value::DimParam(name.to_owned()),
         };
-        tensor_shape_proto::Dimension { value: Some(value) }
+        tensor_shape_proto::Dimension { value: Some(value), denotation: None }
     };
     let shape = proto::TensorShapeProto { dim: sides.map(dimension).to_vec() };
     let tensor = type_proto::Tensor { elem_type: Some(DataType::Float as i32), shape: Some(shape) };
     proto::ValueInfoProto {
         name: Some(name.to_owned()),
-        r#type: Some(proto::TypeProto { value: Some(type_proto::Value::TensorType(tensor)) }),
+        r#type: Some(proto::TypeProto {
+            value: Some(type_proto::Value::TensorType(tensor)),
+            ..proto::TypeProto::default()
+        }),
+        ..proto::ValueInfoProto::default()
     }
 }
 
@@ -204,17 +216,13 @@ impl Writer<'_> {
             let mut bins = node.inputs.first().and_then(|&i| pooled[i]);
             let mut out = format!("n{id}");
             match &node.op {
-                Op::Input => match self.numbers {
-                    Numbers::Fp16 => self.cast(INPUT, DataType::Float16, &out),
-                    Numbers::Fp32 | Numbers::Int8(_) => INPUT.clone_into(&mut out),
-                },
+                Op::Input => INPUT.clone_into(&mut out),
                 Op::Conv(conv) => self.conv(id, conv, inputs[0], &out)?,
                 Op::BatchNorm { .. } => inputs[0].clone_into(&mut out),
                 Op::Relu => self.node("Relu", &inputs, &out, vec![]),
                 Op::Relu6 => {
-                    let kind = self.kind();
-                    let low = self.scalar("zero", 0.0, kind);
-                    let high = self.scalar("six", 6.0, kind);
+                    let low = self.scalar("zero", 0.0);
+                    let high = self.scalar("six", 6.0);
                     self.node("Clip", &[inputs[0], &low, &high], &out, vec![]);
                 }
                 Op::Add => self.node("Add", &inputs, &out, vec![]),
@@ -247,11 +255,6 @@ impl Writer<'_> {
                     self.sandwich(inputs[0], &rows, &columns, &out);
                     bins = None;
                 }
-                Op::L2Normalize if matches!(self.numbers, Numbers::Fp16) => {
-                    let single = format!("{out}.single");
-                    self.normalize(inputs[0], &single);
-                    self.cast(&single, DataType::Float16, &out);
-                }
                 Op::L2Normalize => self.normalize(inputs[0], &out),
             }
             if let Numbers::Int8(calibration) = self.numbers
@@ -266,19 +269,11 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Type of the numbers between the layers.
-    fn kind(&self) -> DataType {
-        match self.numbers {
-            Numbers::Fp16 => DataType::Float16,
-            Numbers::Fp32 | Numbers::Int8(_) => DataType::Float,
-        }
-    }
-
     /// Rounds a map to 8 bits and back; gives the name of the result.
     fn quantized(&mut self, x: &str, scale: Scale) -> String {
         let [scale_name, zero_name, rounded, out] =
             ["scale", "zero_point", "int8", "dequantized"].map(|part| format!("{x}.{part}"));
-        self.constant(&scale_name, &[], &[scale.step], DataType::Float);
+        self.constant(&scale_name, &[], &[scale.step]);
         self.bytes(&zero_name, &[], DataType::Int8, scale.zero_point.to_le_bytes().to_vec());
         self.node("QuantizeLinear", &[x, &scale_name, &zero_name], &rounded, vec![]);
         self.node("DequantizeLinear", &[&rounded, &scale_name, &zero_name], &out, vec![]);
@@ -322,10 +317,9 @@ impl Writer<'_> {
                 bias_name = self.integers(&bias_name, &shape[..1], DataType::Int32, &channels);
             }
         } else {
-            let kind = self.kind();
-            self.constant(&weight_name, &conv.weight_shape(), &weight_values, kind);
+            self.constant(&weight_name, &conv.weight_shape(), &weight_values);
             if let Some(bias) = &bias_values {
-                self.constant(&bias_name, &[conv.outputs], bias, kind);
+                self.constant(&bias_name, &[conv.outputs], bias);
             }
         }
         let mut inputs = vec![input, &weight_name];
@@ -351,13 +345,13 @@ impl Writer<'_> {
             .map(|part| format!("{name}.{part}"));
         let axis = vec![int("axis", 0)];
         if kind == DataType::Int8 {
-            self.constant(&scales, &dims[..1], &of.weight_steps, DataType::Float);
+            self.constant(&scales, &dims[..1], &of.weight_steps);
             let bytes = of.weights.iter().map(|w| w.cast_unsigned()).collect();
             self.bytes(&integers, dims, kind, bytes);
             self.bytes(&zeros, &dims[..1], kind, vec![0; of.weight_steps.len()]);
             self.node("DequantizeLinear", &[&integers, &scales, &zeros], &out, axis);
         } else {
-            self.constant(&scales, dims, &of.bias_steps, DataType::Float);
+            self.constant(&scales, dims, &of.bias_steps);
             let bytes = of.biases.iter().flat_map(|b| b.to_le_bytes()).collect();
             self.bytes(&integers, dims, kind, bytes);
             self.node("DequantizeLinear", &[&integers, &scales], &out, axis);
@@ -374,33 +368,22 @@ impl Writer<'_> {
         for i in 0..columns.inputs {
             transposed.extend((0..columns.outputs).map(|o| columns.values[o * columns.inputs + i]));
         }
-        let kind = self.kind();
         let sides = [columns.inputs as i64, columns.outputs as i64];
-        self.constant(&columns_name, &sides, &transposed, kind);
+        self.constant(&columns_name, &sides, &transposed);
         let sides = [rows.outputs as i64, rows.inputs as i64];
-        self.constant(&rows_name, &sides, &rows.values, kind);
+        self.constant(&rows_name, &sides, &rows.values);
         self.node("MatMul", &[x, &columns_name], &half, vec![]);
         self.node("MatMul", &[&rows_name, &half], out, vec![]);
     }
 
-    /// Each cell's vector divided by its length, in single precision.
+    /// Each cell's vector divided by its length.
     fn normalize(&mut self, x: &str, out: &str) {
         let length = format!("{out}.length");
         let bounded = format!("{out}.divisor");
-        let mut x = x.to_owned();
-        if matches!(self.numbers, Numbers::Fp16) {
-            let wide = format!("{out}.wide");
-            self.cast(&x, DataType::Float, &wide);
-            x = wide;
-        }
-        let smallest = self.scalar("norm_epsilon", NORM_EPSILON as f32, DataType::Float);
-        self.node("ReduceL2", &[&x], &length, vec![ints("axes", &[1]), int("keepdims", 1)]);
+        let smallest = self.scalar("norm_epsilon", NORM_EPSILON as f32);
+        self.node("ReduceL2", &[x], &length, vec![ints("axes", &[1]), int("keepdims", 1)]);
         self.node("Clip", &[&length, &smallest], &bounded, vec![]);
-        self.node("Div", &[&x, &bounded], out, vec![]);
-    }
-
-    fn cast(&mut self, x: &str, to: DataType, out: &str) {
-        self.node("Cast", &[x], out, vec![int("to", i64::from(to as i32))]);
+        self.node("Div", &[x, &bounded], out, vec![]);
     }
 
     fn node(
@@ -416,26 +399,21 @@ impl Writer<'_> {
             name: Some(format!("{op}_{out}")),
             op_type: Some(op.to_owned()),
             attribute,
+            ..proto::NodeProto::default()
         });
     }
 
     /// A number that several nodes may share.
-    fn scalar(&mut self, name: &str, value: f32, kind: DataType) -> String {
+    fn scalar(&mut self, name: &str, value: f32) -> String {
         if !self.graph.initializer.iter().any(|t| t.name.as_deref() == Some(name)) {
-            self.constant(name, &[], &[value], kind);
+            self.constant(name, &[], &[value]);
         }
         name.to_owned()
     }
 
-    /// Fractions, `Float` or `Float16`.
-    fn constant(&mut self, name: &str, dims: &[i64], values: &[f32], kind: DataType) {
-        let bytes = match kind {
-            DataType::Float16 => {
-                values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect()
-            }
-            _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        };
-        self.bytes(name, dims, kind, bytes);
+    fn constant(&mut self, name: &str, dims: &[i64], values: &[f32]) {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.bytes(name, dims, DataType::Float, bytes);
     }
 
     fn bytes(&mut self, name: &str, dims: &[i64], kind: DataType, bytes: Vec<u8>) {
@@ -444,6 +422,7 @@ impl Writer<'_> {
             data_type: Some(kind as i32),
             name: Some(name.to_owned()),
             raw_data: Some(bytes),
+            ..proto::TensorProto::default()
         });
     }
 }

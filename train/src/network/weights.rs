@@ -6,6 +6,8 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
+use conceptseg::onnx::proto::ModelProto;
+use conceptseg::onnx::proto::tensor_proto::DataType;
 use half::{bf16, f16};
 use prost::Message as _;
 use safetensors::{Dtype, SafeTensors};
@@ -13,8 +15,6 @@ use thiserror::Error;
 use zip::ZipArchive;
 
 use super::pickle::{self, MAX_PICKLE, TensorRecord};
-use crate::export::onnx_proto::ModelProto;
-use crate::export::onnx_proto::tensor_proto::DataType;
 
 /// Largest file that is read, in bytes: ten times a ResNet-50 in single precision.
 const MAX_FILE: u64 = 1 << 30;
@@ -190,7 +190,7 @@ impl WeightFile {
             let kind = match DataType::try_from(tensor.data_type.unwrap_or_default()) {
                 Ok(DataType::Float) => NumberType::F32,
                 Ok(DataType::Float16) => NumberType::F16,
-                Ok(other) => NumberType::Other(other.as_str_name().to_owned()),
+                Ok(other) => NumberType::Other(format!("{other:?}").to_uppercase()),
                 Err(_) => NumberType::Other("unknown".to_owned()),
             };
             let name = tensor.name.unwrap_or_default();

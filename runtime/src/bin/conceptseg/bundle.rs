@@ -1,4 +1,6 @@
-//! `conceptseg bundle inspect|verify`.
+//! `conceptseg bundle inspect|verify|quantize`.
+
+mod quantize;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -17,18 +19,23 @@ pub enum Command {
         /// Folder of the bundle.
         bundle: PathBuf,
     },
-    /// Check a bundle: hashes, sizes, codebook, and that the network runs on every
-    /// backend of this machine and gives the same unit embeddings on all of them.
+    /// Check a bundle: hashes, sizes, codebook, and that the network runs on every CPU
+    /// backend of this machine and gives the same unit embeddings on all of them. For the GPU
+    /// there is `engine verify`.
     Verify {
         /// Folder of the bundle.
         bundle: PathBuf,
     },
+    /// Write a bundle whose network computes with 8-bit integers or in half precision, and
+    /// say how far it agrees with the float network.
+    Quantize(quantize::Args),
 }
 
 pub fn run(command: &Command, json: bool) -> Result<()> {
     match command {
         Command::Inspect { bundle } => inspect(bundle, json),
         Command::Verify { bundle } => verify(bundle, json),
+        Command::Quantize(args) => quantize::run(args, json),
     }
 }
 
@@ -85,10 +92,10 @@ fn verify(dir: &Path, json: bool) -> Result<()> {
     let input = probe_image(width as usize, height as usize);
     let mut maps: Vec<(BackendKind, EmbeddingMap)> = Vec::new();
     for probe in backend::probe() {
-        if probe.available.is_err() {
+        if probe.available.is_err() || probe.kind == BackendKind::Tensorrt {
             continue;
         }
-        let model = Model::open(dir, &BackendOptions { kind: probe.kind, threads: 0 })?;
+        let model = Model::open(dir, &BackendOptions::new(probe.kind, 0))?;
         let mut map = EmbeddingMap::default();
         model
             .embed(&input, width as usize, height as usize, &mut Vec::new(), &mut map)

@@ -2,13 +2,16 @@
 //! Live video goes through the GStreamer elements in `plugins/`.
 
 mod atlas;
+mod backend;
 mod bundle;
 mod concepts;
 mod davis;
 mod doctor;
+mod engine;
 mod eval;
 mod images;
 mod metrics;
+mod monitor;
 mod progress;
 mod report;
 mod scene;
@@ -43,12 +46,18 @@ enum Command {
     Concepts(concepts::Command),
     /// Show which inference backends this machine has, and why others are missing.
     Doctor(doctor::Args),
+    /// Build plans for TensorRT, look at them, compare them with the CPU.
+    #[command(subcommand)]
+    Engine(engine::Command),
     /// Evaluate a bundle on a data set.
     #[command(subcommand)]
-    Eval(eval::Command),
+    Eval(Box<eval::Command>),
     /// Score results that any tool has written.
     #[command(subcommand)]
     Metrics(metrics::Command),
+    /// Watch streams: what is normal, what differs, and who is told.
+    #[command(subcommand)]
+    Monitor(monitor::Command),
     /// Summarise a run: table, contact sheet, masks.
     Report(report::Args),
     /// Write a generated test scene with exact instance masks.
@@ -73,8 +82,10 @@ fn main() -> ExitCode {
         Command::Bundle(command) => bundle::run(&command, json),
         Command::Concepts(command) => concepts::run(&command, json),
         Command::Doctor(args) => doctor::run(&args, json),
+        Command::Engine(command) => engine::run(&command, json),
         Command::Eval(command) => eval::run(&command, json),
         Command::Metrics(command) => metrics::run(&command, json),
+        Command::Monitor(command) => monitor::run(&command, json),
         Command::Report(args) => report::run(&args, json),
         Command::Scene(args) => scene::run(&args, json),
     };

@@ -1,4 +1,6 @@
-//! The progress bar of all commands.
+//! The progress bars of all commands.
+
+use std::time::Duration;
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -8,4 +10,12 @@ pub fn progress_bar(what: &'static str, units: &str, count: usize) -> Result<Pro
     let template = format!("{{msg}} {{wide_bar}} {{pos}}/{{len}} {units} {{eta}}");
     let bar = ProgressBar::new(count as u64).with_style(ProgressStyle::with_template(&template)?);
     Ok(bar.with_message(what))
+}
+
+/// For work that does not say how far it is: the time that has passed, and what is going on.
+pub fn spinner() -> Result<ProgressBar> {
+    let style = ProgressStyle::with_template("{spinner} {elapsed} {msg}")?;
+    let bar = ProgressBar::new_spinner().with_style(style);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    Ok(bar)
 }

@@ -158,6 +158,7 @@ mod tests {
         FrameRecord {
             frame,
             pts_ns: Some(frame * 40_000_000),
+            age_ns: None,
             width: 4,
             height: 3,
             latency_ms: Latency { network: 20.0, total: 20.0, ..Latency::default() },

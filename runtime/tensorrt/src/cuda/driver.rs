@@ -43,19 +43,37 @@ functions! {
     device_memory = "cuDeviceTotalMem_v2": fn(*mut usize, c_int);
     primary_retain = "cuDevicePrimaryCtxRetain": fn(*mut *mut c_void, c_int);
     primary_release = "cuDevicePrimaryCtxRelease_v2": fn(c_int);
+    primary_reset = "cuDevicePrimaryCtxReset_v2": fn(c_int);
     set_current = "cuCtxSetCurrent": fn(*mut c_void);
     alloc = "cuMemAlloc_v2": fn(*mut u64, usize);
     free = "cuMemFree_v2": fn(u64);
     set_bytes = "cuMemsetD8_v2": fn(u64, u8, usize);
+    set_bytes_async = "cuMemsetD8Async": fn(u64, u8, usize, *mut c_void);
+    host_alloc = "cuMemHostAlloc": fn(*mut *mut c_void, usize, c_uint);
+    host_free = "cuMemFreeHost": fn(*mut c_void);
     to_device = "cuMemcpyHtoDAsync_v2": fn(u64, *const c_void, usize, *mut c_void);
     to_host = "cuMemcpyDtoHAsync_v2": fn(*mut c_void, u64, usize, *mut c_void);
     stream_create = "cuStreamCreate": fn(*mut *mut c_void, c_uint);
     stream_destroy = "cuStreamDestroy_v2": fn(*mut c_void);
     stream_synchronize = "cuStreamSynchronize": fn(*mut c_void);
     stream_wait = "cuStreamWaitEvent": fn(*mut c_void, *mut c_void, c_uint);
+    begin_capture = "cuStreamBeginCapture_v2": fn(*mut c_void, c_int);
+    end_capture = "cuStreamEndCapture": fn(*mut c_void, *mut *mut c_void);
+    graph_instantiate = "cuGraphInstantiateWithFlags": fn(*mut *mut c_void, *mut c_void, u64);
+    graph_destroy = "cuGraphDestroy": fn(*mut c_void);
+    graph_launch = "cuGraphLaunch": fn(*mut c_void, *mut c_void);
+    graph_exec_destroy = "cuGraphExecDestroy": fn(*mut c_void);
+    module_load = "cuModuleLoadDataEx": fn(*mut *mut c_void, *const c_void, c_uint, *const c_int, *mut *mut c_void);
+    module_unload = "cuModuleUnload": fn(*mut c_void);
+    module_function = "cuModuleGetFunction": fn(*mut *mut c_void, *mut c_void, *const c_char);
+    launch = "cuLaunchKernel": fn(
+        *mut c_void, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, *mut c_void, *const *const c_void,
+        *const *mut c_void
+    );
     event_create = "cuEventCreate": fn(*mut *mut c_void, c_uint);
     event_destroy = "cuEventDestroy_v2": fn(*mut c_void);
     event_record = "cuEventRecord": fn(*mut c_void, *mut c_void);
+    event_record_flags = "cuEventRecordWithFlags": fn(*mut c_void, *mut c_void, c_uint);
     event_synchronize = "cuEventSynchronize": fn(*mut c_void);
     event_elapsed = "cuEventElapsedTime": fn(*mut f32, *mut c_void, *mut c_void);
 }
@@ -138,6 +156,11 @@ impl Driver {
         // SAFETY: `count` takes one int.
         self.check("cuDeviceGetCount", unsafe { (self.functions().device_count)(&raw mut count) })?;
         Ok(u32::try_from(count).unwrap_or(0))
+    }
+
+    /// The same for all drivers that were opened from one library.
+    pub(super) fn identity(&self) -> usize {
+        self.functions().init as usize
     }
 
     pub(super) fn functions(&self) -> &Functions {

@@ -1,20 +1,28 @@
-//! The little of the CUDA driver that running an engine needs: devices, memory, streams and events.
+//! The little of the CUDA driver that running engines and kernels needs: devices, memory, streams, events, modules with
+//! kernels, graphs; and NVRTC, which compiles kernels.
 //!
 //! `libcuda` comes with the GPU driver and is opened when the program runs. All work happens in a device's *primary*
 //! context, which TensorRT and every library on the CUDA runtime share. Device memory and streams of other libraries
 //! can be used through the `unsafe` methods of [`ExecutionContext`](crate::ExecutionContext).
 
 mod driver;
+mod graph;
 mod memory;
+mod module;
+mod nvrtc;
 mod stream;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 
 pub use driver::Driver;
 use driver::Functions;
-pub use memory::DeviceBuffer;
+pub use graph::Graph;
+pub use memory::{DeviceBuffer, PinnedBuffer};
+pub use module::{Arg, Function, Module};
+pub use nvrtc::{Compiled, Nvrtc, NvrtcError};
 pub use stream::{Event, Stream};
 
 /// A failed call of the CUDA driver.
@@ -61,6 +69,62 @@ pub enum CudaError {
         /// Elements of the buffer.
         device: usize,
     },
+    /// A copy of more elements than one side has.
+    #[error(
+        "{count} elements cannot be copied between {host} on the host and {device} on the device"
+    )]
+    Count {
+        /// Elements asked for.
+        count: usize,
+        /// Elements on the host.
+        host: usize,
+        /// Elements of the buffer.
+        device: usize,
+    },
+    /// The driver does not take a module.
+    #[error("the driver does not take the kernels: {name} ({code}), {log}")]
+    Module {
+        /// The driver's answer.
+        code: i32,
+        /// Name of the answer.
+        name: String,
+        /// What its compiler says.
+        log: String,
+    },
+    /// A kernel that the module does not have.
+    #[error("there is no kernel `{kernel}` in the module")]
+    NoKernel {
+        /// Its name.
+        kernel: &'static str,
+    },
+    /// Arguments that do not fit the kernel's parameters.
+    #[error("the kernel `{kernel}` takes ({expected}), but ({given}) was given")]
+    Arguments {
+        /// Its name.
+        kernel: &'static str,
+        /// Types of its parameters.
+        expected: String,
+        /// Types of the arguments.
+        given: String,
+    },
+    /// A grid or block that no GPU takes.
+    #[error("the kernel `{kernel}` cannot be launched with grid {grid:?} and block {block:?}")]
+    Geometry {
+        /// Its name.
+        kernel: &'static str,
+        /// Blocks.
+        grid: [u32; 3],
+        /// Threads of a block.
+        block: [u32; 3],
+    },
+    /// A GPU that is to be reset has users.
+    #[error("GPU {ordinal} cannot be reset: {contexts} contexts of it are still in use")]
+    InUse {
+        /// Number of the GPU.
+        ordinal: u32,
+        /// Contexts of this crate.
+        contexts: usize,
+    },
     /// More memory than an address can name.
     #[error("a buffer of {elements} elements is too large")]
     TooLarge {
@@ -94,6 +158,9 @@ impl CudaError {
     }
 }
 
+/// Contexts that live, by driver (which may be opened twice, and in tests differ) and GPU.
+static LIVING: Mutex<BTreeMap<(usize, u32), usize>> = Mutex::new(BTreeMap::new());
+
 /// A GPU with its primary context retained.
 ///
 /// Buffers, streams, engines and whatever else is made on the device keep it.
@@ -122,18 +189,54 @@ impl Context {
             return Err(CudaError::NoDevice { ordinal, count });
         }
         let functions = driver.functions();
-        let mut device = 0;
+        let device = Self::device(driver, ordinal)?;
         let mut raw = std::ptr::null_mut();
-        // SAFETY: the driver is initialised, the number exists, and `device` takes one `CUdevice`.
-        driver.check("cuDeviceGet", unsafe {
-            (functions.device_get)(&raw mut device, ordinal as i32)
-        })?;
+        let mut living = LIVING.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: `device` is a device; `raw` takes one `CUcontext`.
         let answer = unsafe { (functions.primary_retain)(&raw mut raw, device) };
         driver.check("cuDevicePrimaryCtxRetain", answer)?;
+        *living.entry((driver.identity(), ordinal)).or_default() += 1;
+        drop(living);
         let context = Arc::new(Self { driver: driver.clone(), device, ordinal, raw });
         context.make_current()?;
         Ok(context)
+    }
+
+    fn device(driver: &Driver, ordinal: u32) -> Result<i32, CudaError> {
+        let mut device = 0;
+        // SAFETY: the driver is initialised, the number exists, and `device` takes one `CUdevice`.
+        driver.check("cuDeviceGet", unsafe {
+            (driver.functions().device_get)(&raw mut device, ordinal as i32)
+        })?;
+        Ok(device)
+    }
+
+    /// Destroys everything in the primary context of a GPU, so that it can be used again after an error that
+    /// [breaks](CudaError::is_sticky) it.
+    ///
+    /// NVIDIA's documentation says of several of these errors that only a new process helps: what works after a reset
+    /// has to be tried.
+    ///
+    /// # Errors
+    /// [`CudaError::InUse`] while a [`Context`] of the GPU lives, which buffers, streams, engines and all else keep;
+    /// [`CudaError::NoDevice`] and [`CudaError::Call`].
+    ///
+    /// # Safety
+    /// No other library in the process uses anything that it made on the GPU.
+    pub unsafe fn reset(driver: &Driver, ordinal: u32) -> Result<(), CudaError> {
+        let count = driver.device_count()?;
+        if ordinal >= count {
+            return Err(CudaError::NoDevice { ordinal, count });
+        }
+        let device = Self::device(driver, ordinal)?;
+        // Held, so that no context is made meanwhile.
+        let living = LIVING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(&contexts) = living.get(&(driver.identity(), ordinal)) {
+            return Err(CudaError::InUse { ordinal, contexts });
+        }
+        // SAFETY: nothing of this crate lives on the device (checked), nor of others (caller).
+        driver
+            .check("cuDevicePrimaryCtxReset", unsafe { (driver.functions().primary_reset)(device) })
     }
 
     /// Number of the GPU, from 0.
@@ -210,6 +313,12 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
+        let mut living = LIVING.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_this = (self.driver.identity(), self.ordinal);
+        match living.get_mut(&of_this) {
+            Some(contexts) if *contexts > 1 => *contexts -= 1,
+            _ => drop(living.remove(&of_this)),
+        }
         // SAFETY: retained once in `new`. An error says that the context is gone already, as at the end of a process.
         let _ = unsafe { (self.functions().primary_release)(self.device) };
     }

@@ -8,6 +8,9 @@ use super::{Context, CudaError};
 /// `CU_STREAM_NON_BLOCKING`: does not wait for work on the legacy default stream.
 const NON_BLOCKING: u32 = 1;
 
+/// `CU_EVENT_RECORD_EXTERNAL`: a mark that every launch of the graph passes, not only an order within it.
+const RECORD_EXTERNAL: u32 = 1;
+
 /// A queue of work on a GPU.
 #[derive(Debug)]
 pub struct Stream {
@@ -120,6 +123,19 @@ impl Event {
         // SAFETY: both live, in the same context.
         let answer = unsafe { (self.context.functions().event_record)(self.raw, stream.raw()) };
         self.context.check("cuEventRecord", answer)
+    }
+
+    /// Marks a place in the work of a [`Graph`](super::Graph) that is being captured; each launch of the graph passes it.
+    ///
+    /// # Errors
+    /// [`CudaError::OtherDevice`] and [`CudaError::Call`], also where the stream is not being captured.
+    pub fn record_in_graph(&self, stream: &Stream) -> Result<(), CudaError> {
+        stream.check_device(&self.context)?;
+        self.context.make_current()?;
+        let record = self.context.functions().event_record_flags;
+        // SAFETY: both live, in the same context; the graph keeps what it needs of the event.
+        let answer = unsafe { record(self.raw, stream.raw(), RECORD_EXTERNAL) };
+        self.context.check("cuEventRecordWithFlags", answer)
     }
 
     /// Waits until the GPU has passed the mark.

@@ -56,7 +56,7 @@ fn both(
         let out = network.forward(images, false);
         &out / out.norm_scalaropt_dim(2, [1], true).clamp_min(NORM_EPSILON)
     });
-    let backend = match backend::open(path, INPUT, OUTPUT, &BackendOptions { kind, threads: 1 }) {
+    let backend = match backend::open(path, INPUT, OUTPUT, &BackendOptions::new(kind, 1)) {
         Ok(backend) => backend,
         Err(BackendError::Unavailable { reason, .. }) => {
             println!("skipped: {reason}");

@@ -194,7 +194,7 @@ fn a_wider_embedding_goes_through_to_the_runtime() {
         let out = tempfile::tempdir().unwrap();
         let hidden = |_: usize| ProgressBar::hidden();
         write_bundle(out.path(), &config, &trained, &images, &hidden).unwrap();
-        let backend = BackendOptions { kind: BackendKind::Rten, threads: 1 };
+        let backend = BackendOptions::new(BackendKind::Rten, 1);
         let model = Model::open(out.path(), &backend).unwrap();
         assert_eq!(model.bundle().manifest.embedder.dim as i64, dim);
         assert_eq!(model.codebook().dim as i64, dim);

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
-use conceptseg::backend::{BackendKind, BackendOptions};
 use conceptseg::datasets::davis::DavisDataset;
 use conceptseg::embed::Model;
 use conceptseg::evaluate::report::{Report, Scores, SequenceMasks};
@@ -21,6 +20,7 @@ use super::page::Section;
 use super::run::{self, RunArgs, finish};
 use super::setting::{Setting, SettingArgs};
 use super::sweep::{Axis, Sweep};
+use crate::backend::BackendArgs;
 use crate::davis::{LayoutArg, Selection, table};
 use crate::progress::progress_bar;
 
@@ -45,12 +45,8 @@ pub struct DavisArgs {
     layout: LayoutArg,
     #[command(flatten)]
     run: RunArgs,
-    /// What runs the network.
-    #[arg(long, value_enum, default_value_t, conflicts_with = "baseline")]
-    backend: BackendKind,
-    /// Threads of the network; 0: one per core.
-    #[arg(long, default_value_t = 0, conflicts_with = "baseline")]
-    threads: usize,
+    #[command(flatten)]
+    backend: BackendArgs,
     #[command(flatten)]
     setting: SettingArgs,
     /// Try all combinations of settings: KEY=VALUES with the keys protocol, temperature, topk,
@@ -78,7 +74,7 @@ struct MethodArgs {
     #[arg(long, value_name = "DIR")]
     bundle: Option<PathBuf>,
     /// Score a method without a model instead, to compare with.
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, conflicts_with = "BackendArgs")]
     baseline: Option<Baseline>,
 }
 
@@ -215,8 +211,7 @@ impl Method {
     fn open(args: &DavisArgs) -> Result<Self> {
         // Exactly one of the two is given; the argument group sees to that.
         let Some(bundle) = &args.method.bundle else { return Ok(Self::Still) };
-        let options = BackendOptions { kind: args.backend, threads: args.threads };
-        let model = Model::open(bundle, &options)?;
+        let model = Model::open(bundle, &args.backend.options())?;
         Ok(Self::Model { model, setting: args.setting.setting() })
     }
 
@@ -231,7 +226,7 @@ impl Method {
             .collect();
         let mut inputs = Inputs::new("davis", settings);
         if let Self::Model { model, .. } = self {
-            inputs.settings["backend"] = model.backend_name().into();
+            inputs.settings["backend"] = model.backend_label().into();
             inputs = inputs.with("embedder", model.bundle().manifest.embedder.sha256.clone());
         }
         Ok(inputs.with("annotations", hash_each(&annotations)?))
@@ -254,6 +249,7 @@ impl Method {
 #[cfg(test)]
 pub mod tests {
     use clap::Parser;
+    use conceptseg::backend::{BackendKind, BackendOptions};
     use conceptseg::labels::{LabelMap, PALETTE};
 
     use super::*;
@@ -305,7 +301,7 @@ pub mod tests {
     /// A model of stride 8.
     pub fn tiny() -> (tempfile::TempDir, Arc<Model>) {
         let bundle = tiny_bundle();
-        let options = BackendOptions { kind: BackendKind::Rten, threads: 1 };
+        let options = BackendOptions::new(BackendKind::Rten, 1);
         let model = Model::open(bundle.path(), &options).unwrap();
         (bundle, model)
     }

@@ -6,7 +6,7 @@ mod compare;
 mod concepts;
 mod davis;
 #[cfg(test)]
-mod fixtures;
+pub mod fixtures;
 pub mod model;
 mod page;
 mod pictures;

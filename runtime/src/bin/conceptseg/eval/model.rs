@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
-use conceptseg::backend::{BackendKind, BackendOptions};
 use conceptseg::bundle::SizeRule;
 use conceptseg::embed::Model;
 use conceptseg::evaluate::run::Inputs;
 use serde_json::{Value, json};
+
+use crate::backend::BackendArgs;
 
 /// The model and how it sees images.
 #[derive(Debug, clap::Args)]
@@ -16,12 +17,8 @@ pub struct ModelArgs {
     /// Folder of the model bundle.
     #[arg(long, value_name = "DIR")]
     pub bundle: PathBuf,
-    /// What runs the network.
-    #[arg(long, value_enum, default_value_t)]
-    backend: BackendKind,
-    /// Threads of the network; 0: one per core.
-    #[arg(long, default_value_t = 0)]
-    threads: usize,
+    #[command(flatten)]
+    backend: BackendArgs,
     /// Short side of the network's input in pixels; bundles of a fixed size ignore it.
     #[arg(long, default_value_t = 336, value_parser = clap::value_parser!(u32).range(32..=4096))]
     pub short_side: u32,
@@ -29,8 +26,7 @@ pub struct ModelArgs {
 
 impl ModelArgs {
     pub fn open(&self) -> Result<Arc<Model>> {
-        let options = BackendOptions { kind: self.backend, threads: self.threads };
-        Ok(Model::open(&self.bundle, &options)?)
+        Ok(Model::open(&self.bundle, &self.backend.options())?)
     }
 
     /// What a figure was reached with.
@@ -38,7 +34,7 @@ impl ModelArgs {
         let manifest = &model.bundle().manifest;
         json!({
             "bundle": manifest.name,
-            "backend": model.backend_name(),
+            "backend": model.backend_label(),
             "input": match manifest.embedder.size {
                 SizeRule::Fixed([h, w]) => format!("{w}x{h}"),
                 SizeRule::Dynamic => format!("short side {}", self.short_side),

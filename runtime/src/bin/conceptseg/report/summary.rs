@@ -207,6 +207,7 @@ mod tests {
             tally.add(&FrameRecord {
                 frame: u64::from(i),
                 pts_ns: None,
+                age_ns: None,
                 width: 8,
                 height: 6,
                 latency_ms: Latency {

@@ -1,0 +1,337 @@
+use std::path::PathBuf;
+use std::sync::{LazyLock, Mutex};
+
+use conceptseg::backend::BackendOptions;
+use conceptseg::errors::sentence;
+use conceptseg::stream::StreamConfig;
+use gst::glib;
+use gst::prelude::*;
+use gst::subclass::prelude::*;
+use gst_base::prelude::*;
+use gst_base::subclass::BaseTransformMode;
+use gst_base::subclass::prelude::*;
+
+use super::stage::{EmbedStage, Input};
+use crate::live::{Analyzer, Moment, Shown};
+use crate::models::Loaded;
+use crate::settings::{self, Backend, Lateness, assign};
+use crate::{lock, meta, models, video};
+
+static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
+    gst::DebugCategory::new(
+        "conceptembed",
+        gst::DebugColorFlags::empty(),
+        Some("The network that embeds frames"),
+    )
+});
+
+/// Short sides that the network is run at, in pixels.
+const SHORT_SIDES: std::ops::RangeInclusive<u32> = 64..=2160;
+
+#[derive(Debug, Clone)]
+struct Settings {
+    bundle: Option<PathBuf>,
+    backend: Backend,
+    threads: u32,
+    engine_id: Option<String>,
+    short_side: u32,
+    interval: u32,
+    lateness: Lateness,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            bundle: None,
+            backend: Backend::Auto,
+            threads: 0,
+            engine_id: None,
+            short_side: StreamConfig::default().short_side,
+            interval: 1,
+            lateness: Lateness::default(),
+        }
+    }
+}
+
+impl Settings {
+    fn open(&self, renew: bool) -> Result<Loaded, models::OpenError> {
+        let options = BackendOptions::new(self.backend.into(), self.threads as usize);
+        models::open(self.bundle.as_deref(), &options, self.engine_id.as_deref(), renew)
+    }
+}
+
+pub fn properties() -> Vec<glib::ParamSpec> {
+    let default = Settings::default();
+    let mut properties = vec![
+        glib::ParamSpecString::builder("bundle")
+            .nick("Bundle")
+            .blurb("Folder of the model bundle; set while playing, the new bundle is loaded beside the old one and takes over between two frames")
+            .mutable_playing()
+            .build(),
+        glib::ParamSpecEnum::builder_with_default("backend", default.backend)
+            .nick("Backend")
+            .blurb("Which program runs the network")
+            .mutable_ready()
+            .build(),
+        glib::ParamSpecUInt::builder("threads")
+            .nick("Threads")
+            .blurb("CPU threads for the network, 0 for all cores")
+            .maximum(1024)
+            .default_value(default.threads)
+            .mutable_ready()
+            .build(),
+        glib::ParamSpecString::builder("engine-id")
+            .nick("Engine id")
+            .blurb("Elements of one process with the same id share one loaded model, also when one of them loads another bundle; those without a bundle take that of the others")
+            .mutable_ready()
+            .build(),
+        glib::ParamSpecUInt::builder("short-side")
+            .nick("Short side")
+            .blurb("Shorter side of the frame as the network sees it, in pixels, rounded to a multiple of 8; less is faster and coarser")
+            .minimum(*SHORT_SIDES.start())
+            .maximum(*SHORT_SIDES.end())
+            .default_value(default.short_side)
+            .mutable_playing()
+            .build(),
+        glib::ParamSpecUInt::builder("inference-interval")
+            .nick("Inference interval")
+            .blurb("Every so many frames one is analysed; the others show its result")
+            .minimum(1)
+            .default_value(default.interval)
+            .mutable_playing()
+            .build(),
+    ];
+    properties.extend(Lateness::properties());
+    properties.push(settings::stats());
+    properties
+}
+
+#[derive(Default)]
+pub struct ConceptEmbed {
+    settings: Mutex<Settings>,
+    /// The model of the next frame.
+    loaded: Mutex<Option<Loaded>>,
+    /// Counts bundles that were set while running; only the latest one takes over.
+    reload: Mutex<u64>,
+    analyzer: Analyzer<EmbedStage>,
+}
+
+#[glib::object_subclass]
+impl ObjectSubclass for ConceptEmbed {
+    const NAME: &'static str = "GstConceptEmbed";
+    type Type = super::ConceptEmbed;
+    type ParentType = gst_base::BaseTransform;
+}
+
+impl ObjectImpl for ConceptEmbed {
+    fn properties() -> &'static [glib::ParamSpec] {
+        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(properties);
+        &PROPERTIES
+    }
+
+    fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
+        let mut settings = lock(&self.settings);
+        match pspec.name() {
+            "bundle" => {
+                settings.bundle = settings::path(value);
+                let settings = settings.clone();
+                // Only an element that runs has something to replace.
+                if self.analyzer.is_running() {
+                    self.reload(settings);
+                }
+            }
+            "backend" => assign(&mut settings.backend, value),
+            "threads" => assign(&mut settings.threads, value),
+            "engine-id" => settings.engine_id = settings::text(value),
+            "short-side" => assign(&mut settings.short_side, value),
+            "inference-interval" => assign(&mut settings.interval, value),
+            other => {
+                if !settings.lateness.set(other, value) {
+                    gst::error!(CAT, imp = self, "There is no property {other} to set");
+                }
+            }
+        }
+    }
+
+    fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
+        let settings = lock(&self.settings);
+        match pspec.name() {
+            "bundle" => settings.bundle.to_value(),
+            "backend" => settings.backend.to_value(),
+            "threads" => settings.threads.to_value(),
+            "engine-id" => settings.engine_id.to_value(),
+            "short-side" => settings.short_side.to_value(),
+            "inference-interval" => settings.interval.to_value(),
+            "stats" => self.analyzer.stats().to_structure().to_value(),
+            other => settings.lateness.get(other).unwrap_or_else(|| pspec.default_value().clone()),
+        }
+    }
+
+    fn constructed(&self) {
+        self.parent_constructed();
+        // Dropping whole frames because one was late would lose their masks.
+        self.obj().set_qos(false);
+    }
+}
+
+impl GstObjectImpl for ConceptEmbed {}
+
+impl ElementImpl for ConceptEmbed {
+    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
+        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
+            gst::subclass::ElementMetadata::new(
+                "ConceptSeg embedding",
+                "Filter/Analyzer/Video",
+                "Embeds the pixels of frames with a network that learnt without labels",
+                "ConceptSeg developers",
+            )
+        });
+        Some(&METADATA)
+    }
+
+    fn pad_templates() -> &'static [gst::PadTemplate] {
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> =
+            LazyLock::new(|| video::pad_templates(&video::FORMATS));
+        &TEMPLATES
+    }
+}
+
+impl BaseTransformImpl for ConceptEmbed {
+    const MODE: BaseTransformMode = BaseTransformMode::AlwaysInPlace;
+    const PASSTHROUGH_ON_SAME_CAPS: bool = false;
+    const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
+
+    fn start(&self) -> Result<(), gst::ErrorMessage> {
+        let settings = lock(&self.settings).clone();
+        let loaded = settings.open(false)?;
+        let backend = loaded.model.backend_name();
+        gst::info!(CAT, imp = self, "Started with backend {backend}");
+        *lock(&self.loaded) = Some(loaded);
+        self.analyzer.start(EmbedStage::default(), backend);
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<(), gst::ErrorMessage> {
+        *lock(&self.reload) += 1;
+        self.analyzer.stop();
+        *lock(&self.loaded) = None;
+        Ok(())
+    }
+
+    fn set_caps(&self, incaps: &gst::Caps, _outcaps: &gst::Caps) -> Result<(), gst::LoggableError> {
+        self.analyzer.set_caps(*CAT, incaps)
+    }
+
+    fn sink_event(&self, event: gst::Event) -> bool {
+        if self.analyzer.event(&event) {
+            gst::info!(CAT, imp = self, "A new stream begins");
+        }
+        self.parent_sink_event(event)
+    }
+
+    fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
+        let answered = BaseTransformImplExt::parent_query(self, direction, query);
+        if answered {
+            self.analyzer.answer(direction, query);
+        }
+        answered
+    }
+
+    fn transform_ip(
+        &self,
+        buffer: &mut gst::BufferRef,
+    ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        self.analyse(buffer).map_err(|message| {
+            self.post_error_message(message);
+            gst::FlowError::Error
+        })?;
+        Ok(gst::FlowSuccess::Ok)
+    }
+}
+
+impl ConceptEmbed {
+    fn analyse(&self, buffer: &mut gst::BufferRef) -> Result<(), gst::ErrorMessage> {
+        let settings = lock(&self.settings).clone();
+        let index = self.analyzer.count();
+        let now = Moment::now(index, buffer.pts());
+        let loaded = self.present_model(&settings);
+        let (Some(loaded), Some(info)) = (loaded, self.analyzer.info()) else { return Ok(()) };
+        // Results that a frame brings along are of another analysis.
+        meta::remove_results(buffer)?;
+        let due = index.is_multiple_of(u64::from(settings.interval.max(1)));
+        let shown =
+            self.analyzer.frame(self.obj().upcast_ref(), settings.lateness.rules(), now, || {
+                if !due {
+                    return Ok(None);
+                }
+                // Shares the pixels; whoever writes to them downstream gets a copy.
+                let frame = buffer
+                    .copy_region(gst::BufferCopyFlags::MEMORY | gst::BufferCopyFlags::META, ..);
+                let frame = frame.map_err(|e| {
+                    crate::errors::message(
+                        gst::ResourceError::NoSpaceLeft,
+                        &format!("Cannot keep a frame: {e}"),
+                    )
+                })?;
+                let short_side = settings.short_side;
+                Ok(Some(Input { loaded, short_side, frame, info, moment: now }))
+            })?;
+        let Some(Shown { found, age, new }) = shown else { return Ok(()) };
+        if new {
+            let mut stats = self.analyzer.stats();
+            stats.stage("preprocess", found.source.times.preprocess);
+            stats.stage("network", found.source.times.network);
+        }
+        found.value.attach(buffer, age)?;
+        Ok(())
+    }
+
+    /// The model for the next frame: its own, or the one that its engine has got meanwhile.
+    fn present_model(&self, settings: &Settings) -> Option<Loaded> {
+        let mut loaded = lock(&self.loaded);
+        if let Some(id) = &settings.engine_id
+            && let Some(shared) = models::engine(id)
+            && loaded.as_ref().is_some_and(|own| own.id != shared.id)
+        {
+            *loaded = Some(shared);
+        }
+        loaded.clone()
+    }
+
+    /// Loads a bundle beside the present one.
+    fn reload(&self, settings: Settings) {
+        let number = {
+            let mut reload = lock(&self.reload);
+            *reload += 1;
+            *reload
+        };
+        let element = self.obj().downgrade();
+        let work = move || {
+            let opened = settings.open(true);
+            let Some(element) = element.upgrade() else { return };
+            let this = element.imp();
+            if *lock(&this.reload) != number {
+                return;
+            }
+            match opened {
+                Ok(loaded) => {
+                    gst::info!(CAT, obj = element, "The new bundle takes over");
+                    loaded.model.backend_name().clone_into(&mut this.analyzer.stats().backend);
+                    *lock(&this.loaded) = Some(loaded);
+                }
+                Err(error) => gst::element_warning!(
+                    element,
+                    gst::ResourceError::NotFound,
+                    ("The new bundle cannot be used, the old one stays: {}", sentence(&error))
+                ),
+            }
+        };
+        if let Err(e) = std::thread::Builder::new().name("conceptseg-load".to_owned()).spawn(work) {
+            gst::element_imp_warning!(
+                self,
+                gst::ResourceError::Failed,
+                ("The new bundle cannot be loaded, the old one stays: no thread to do it in: {e}")
+            );
+        }
+    }
+}

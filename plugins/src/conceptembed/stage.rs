@@ -1,0 +1,71 @@
+//! From a frame to its embeddings.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use conceptseg::embed::{FrameEmbedder, InputSize};
+use conceptseg::errors::sentence;
+use conceptseg::stream::StageTimes;
+use gst_video::{VideoFrameRef, VideoInfo};
+
+use crate::errors::message;
+use crate::live::{Found, Moment, Stage};
+use crate::meta::{Embedding, Source};
+use crate::models::Loaded;
+use crate::video;
+
+/// A frame and the model that sees it.
+pub struct Input {
+    pub loaded: Loaded,
+    pub short_side: u32,
+    pub frame: gst::Buffer,
+    pub info: VideoInfo,
+    pub moment: Moment,
+}
+
+/// Keeps the memory of the network's input and output.
+#[derive(Default)]
+pub struct EmbedStage {
+    embedder: Option<FrameEmbedder>,
+}
+
+impl Stage for EmbedStage {
+    type Input = Input;
+    type Output = Embedding;
+
+    fn run(&mut self, input: Input) -> Result<Found<Embedding>, gst::ErrorMessage> {
+        let Input { loaded, short_side, frame, info, moment } = input;
+        let began = Instant::now();
+        let embedder = match &mut self.embedder {
+            Some(embedder) if Arc::ptr_eq(embedder.model(), &loaded.model) => embedder,
+            other => other.insert(FrameEmbedder::new(loaded.model)),
+        };
+        {
+            let frame = VideoFrameRef::from_buffer_ref_readable(&frame, &info).map_err(|e| {
+                message(
+                    gst::ResourceError::Read,
+                    &format!("Cannot read a frame: {e}; the element before must send whole frames"),
+                )
+            })?;
+            let view = video::frame_view(&frame, &info).map_err(|e| {
+                message(gst::StreamError::Format, &format!("Cannot use a frame: {e}"))
+            })?;
+            embedder
+                .prepare(&view, InputSize::ShortSide(short_side))
+                .map_err(|e| message(gst::StreamError::Failed, &sentence(&e)))?;
+        }
+        let preprocess = began.elapsed();
+        let prepared = Instant::now();
+        embedder.embed().map_err(|e| message(gst::StreamError::Failed, &sentence(&e)))?;
+        let times = StageTimes { preprocess, network: prepared.elapsed(), ..StageTimes::default() };
+        let source = Source {
+            frame: moment.frame,
+            pts: moment.pts,
+            width: info.width(),
+            height: info.height(),
+            times,
+        };
+        let value = Embedding::new(embedder.map(), source.clone(), loaded.id);
+        Ok(Found { source, began, value })
+    }
+}

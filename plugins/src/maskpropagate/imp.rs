@@ -1,0 +1,371 @@
+use std::path::PathBuf;
+use std::sync::{LazyLock, Mutex};
+
+use conceptseg::labels::LabelMap;
+use conceptseg::propagate::MaskChange;
+use gst::glib;
+use gst::glib::subclass::Signal;
+use gst::prelude::*;
+use gst::subclass::prelude::*;
+use gst_base::prelude::*;
+use gst_base::subclass::BaseTransformMode;
+use gst_base::subclass::prelude::*;
+
+use super::mask;
+use super::stage::{Command, Input, PropagateStage};
+use crate::errors::message;
+use crate::live::{Analyzer, Moment, Shown};
+use crate::meta::{Embedding, Source};
+use crate::settings::{self, Lateness};
+use crate::{lock, video};
+
+static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
+    gst::DebugCategory::new(
+        "maskpropagate",
+        gst::DebugColorFlags::empty(),
+        Some("Propagation of instance masks"),
+    )
+});
+
+/// Where the first mask comes from; the property that was set last counts.
+#[derive(Debug, Clone, Default)]
+enum FirstMask {
+    #[default]
+    None,
+    File(PathBuf),
+    Buffer(gst::Buffer),
+}
+
+#[derive(Debug, Clone, Default)]
+struct Settings {
+    first: FirstMask,
+    /// Set while running; the streaming thread takes it for the next frame.
+    first_changed: bool,
+    lateness: Lateness,
+}
+
+pub fn properties() -> Vec<glib::ParamSpec> {
+    let mut properties = vec![
+        glib::ParamSpecString::builder("first-frame-mask")
+            .nick("First-frame mask")
+            .blurb("Palette or grey PNG of the size of the frames whose values are instance ids (0 background), for the first frame or, set while playing, for the next one")
+            .mutable_playing()
+            .build(),
+        glib::ParamSpecBoxed::builder::<gst::Buffer>("initial-mask")
+            .nick("Initial mask")
+            .blurb("The same as a buffer of GRAY8 pixels, with a GstVideoMeta or of the size of the frames")
+            .mutable_playing()
+            .build(),
+    ];
+    properties.extend(Lateness::properties());
+    properties.push(settings::stats());
+    properties
+}
+
+/// What the streaming thread remembers.
+#[derive(Default)]
+struct State {
+    /// Kept for streams that follow in the same run.
+    first: Option<LabelMap>,
+    /// Waits for the next frame that is worked on.
+    commands: Vec<Command>,
+    /// The frame whose embeddings were taken last.
+    taken: Option<Source>,
+}
+
+impl State {
+    /// Hands the first mask to the next frame.
+    fn seed(&mut self) {
+        self.commands.extend(self.first.clone().map(MaskChange::Replace).map(Command::Change));
+    }
+}
+
+#[derive(Default)]
+pub struct MaskPropagate {
+    settings: Mutex<Settings>,
+    state: Mutex<State>,
+    analyzer: Analyzer<PropagateStage>,
+}
+
+#[glib::object_subclass]
+impl ObjectSubclass for MaskPropagate {
+    const NAME: &'static str = "GstMaskPropagate";
+    type Type = super::MaskPropagate;
+    type ParentType = gst_base::BaseTransform;
+}
+
+impl ObjectImpl for MaskPropagate {
+    fn properties() -> &'static [glib::ParamSpec] {
+        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(properties);
+        &PROPERTIES
+    }
+
+    fn signals() -> &'static [Signal] {
+        static SIGNALS: LazyLock<Vec<Signal>> = LazyLock::new(|| {
+            super::signals()
+                .into_iter()
+                .map(|(name, parameter)| {
+                    Signal::builder(name)
+                        .action()
+                        .param_types([parameter])
+                        .return_type::<bool>()
+                        .class_handler(move |values| {
+                            let element = values.first()?.get::<super::MaskPropagate>().ok()?;
+                            let taken = element.imp().on_signal(name, values.get(1)?);
+                            Some(taken.to_value())
+                        })
+                        .build()
+                })
+                .collect()
+        });
+        &SIGNALS
+    }
+
+    fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
+        let mut settings = lock(&self.settings);
+        match pspec.name() {
+            "first-frame-mask" => {
+                settings.first = settings::path(value).map_or(FirstMask::None, FirstMask::File);
+                settings.first_changed = true;
+            }
+            "initial-mask" => {
+                let buffer = value.get::<Option<gst::Buffer>>().ok().flatten();
+                settings.first = buffer.map_or(FirstMask::None, FirstMask::Buffer);
+                settings.first_changed = true;
+            }
+            other => {
+                if !settings.lateness.set(other, value) {
+                    gst::error!(CAT, imp = self, "There is no property {other} to set");
+                }
+            }
+        }
+    }
+
+    fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
+        let settings = lock(&self.settings);
+        match (pspec.name(), &settings.first) {
+            ("first-frame-mask", FirstMask::File(path)) => Some(path).to_value(),
+            ("initial-mask", FirstMask::Buffer(buffer)) => Some(buffer).to_value(),
+            ("stats", _) => self.analyzer.stats().to_structure().to_value(),
+            (other, _) => {
+                settings.lateness.get(other).unwrap_or_else(|| pspec.default_value().clone())
+            }
+        }
+    }
+
+    fn constructed(&self) {
+        self.parent_constructed();
+        // Dropping whole frames because one was late would lose their masks.
+        self.obj().set_qos(false);
+    }
+}
+
+impl GstObjectImpl for MaskPropagate {}
+
+impl ElementImpl for MaskPropagate {
+    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
+        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
+            gst::subclass::ElementMetadata::new(
+                "ConceptSeg mask propagation",
+                "Filter/Analyzer/Video",
+                "Carries instance masks from a first frame along a stream",
+                "ConceptSeg developers",
+            )
+        });
+        Some(&METADATA)
+    }
+
+    fn pad_templates() -> &'static [gst::PadTemplate] {
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> =
+            LazyLock::new(|| video::pad_templates(&video::FORMATS));
+        &TEMPLATES
+    }
+}
+
+impl BaseTransformImpl for MaskPropagate {
+    const MODE: BaseTransformMode = BaseTransformMode::AlwaysInPlace;
+    const PASSTHROUGH_ON_SAME_CAPS: bool = false;
+    const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
+
+    fn start(&self) -> Result<(), gst::ErrorMessage> {
+        let mut state = State::default();
+        {
+            let mut settings = lock(&self.settings);
+            settings.first_changed = false;
+            match &settings.first {
+                FirstMask::None => {}
+                FirstMask::File(path) => {
+                    let mask = mask::read(path);
+                    state.first =
+                        Some(mask.map_err(|text| message(gst::ResourceError::Read, &text))?);
+                }
+                // Its size may be that of the frames, which are not known yet.
+                FirstMask::Buffer(_) => settings.first_changed = true,
+            }
+        }
+        state.seed();
+        *lock(&self.state) = state;
+        self.analyzer.start(PropagateStage::new(), "");
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<(), gst::ErrorMessage> {
+        self.analyzer.stop();
+        *lock(&self.state) = State::default();
+        Ok(())
+    }
+
+    fn set_caps(&self, incaps: &gst::Caps, _outcaps: &gst::Caps) -> Result<(), gst::LoggableError> {
+        self.analyzer.set_caps(*CAT, incaps)
+    }
+
+    fn sink_event(&self, event: gst::Event) -> bool {
+        if self.analyzer.event(&event) {
+            gst::info!(CAT, imp = self, "A new stream begins, masks start over");
+            let mut state = lock(&self.state);
+            state.taken = None;
+            state.commands = vec![Command::Restart];
+            state.seed();
+        }
+        self.parent_sink_event(event)
+    }
+
+    fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
+        let answered = BaseTransformImplExt::parent_query(self, direction, query);
+        if answered {
+            self.analyzer.answer(direction, query);
+        }
+        answered
+    }
+
+    fn transform_ip(
+        &self,
+        buffer: &mut gst::BufferRef,
+    ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        self.carry(buffer).map_err(|message| {
+            self.post_error_message(message);
+            gst::FlowError::Error
+        })?;
+        Ok(gst::FlowSuccess::Ok)
+    }
+}
+
+impl MaskPropagate {
+    fn carry(&self, buffer: &mut gst::BufferRef) -> Result<(), gst::ErrorMessage> {
+        self.analyzer.count();
+        self.take_first_mask()?;
+        let rules = lock(&self.settings).lateness.rules();
+        let embedding = Embedding::from_buffer(buffer)?;
+        let now = Moment::carrying(embedding.as_ref(), buffer.pts());
+        let shown = self.analyzer.frame(self.obj().upcast_ref(), rules, now, || {
+            let Some((embedding, _)) = embedding else { return Ok(None) };
+            let mut state = lock(&self.state);
+            if state.taken.as_ref().is_some_and(|taken| taken.is_frame(&embedding.source)) {
+                return Ok(None);
+            }
+            state.taken = Some(embedding.source.clone());
+            let commands = std::mem::take(&mut state.commands);
+            Ok(Some(Input { embedding, commands }))
+        })?;
+        let Some(Shown { found, age, new }) = shown else { return Ok(()) };
+        let Some(masks) = &found.value else { return Ok(()) };
+        if new {
+            self.analyzer.stats().stage("propagation", found.source.times.propagation);
+        }
+        masks.attach(buffer, age)?;
+        Ok(())
+    }
+
+    /// Reads the mask that was set while running, if there is one.
+    fn take_first_mask(&self) -> Result<(), gst::ErrorMessage> {
+        let first = {
+            let mut settings = lock(&self.settings);
+            if !std::mem::take(&mut settings.first_changed) {
+                return Ok(());
+            }
+            settings.first.clone()
+        };
+        let first = match first {
+            FirstMask::None => None,
+            FirstMask::File(path) => {
+                Some(mask::read(&path).map_err(|text| message(gst::ResourceError::Read, &text))?)
+            }
+            FirstMask::Buffer(buffer) => {
+                let mask = mask::from_buffer(&buffer, self.analyzer.info().as_ref());
+                Some(mask.map_err(|reason| {
+                    let text = format!("Cannot use initial-mask: {reason}");
+                    message(gst::LibraryError::Settings, &text)
+                })?)
+            }
+        };
+        let mut state = lock(&self.state);
+        state.first = first;
+        state.seed();
+        Ok(())
+    }
+
+    /// Answers an action signal: whether it could be taken.
+    fn on_signal(&self, name: &str, argument: &glib::Value) -> bool {
+        let info = self.analyzer.info();
+        let change = match name {
+            "drop-instance" => argument
+                .get::<u32>()
+                .ok()
+                .and_then(|id| u8::try_from(id).ok())
+                .filter(|id| (1..=254).contains(id))
+                .map(MaskChange::Drop)
+                .ok_or_else(|| "instance ids are 1 to 254".to_owned()),
+            _ => self.mask_of(argument, info.as_ref()).map(|mask| {
+                if name == "join-masks" {
+                    MaskChange::Join(mask)
+                } else {
+                    MaskChange::Replace(mask)
+                }
+            }),
+        };
+        match change {
+            Ok(change) => {
+                lock(&self.state).commands.push(Command::Change(change));
+                true
+            }
+            Err(reason) => {
+                gst::element_imp_warning!(
+                    self,
+                    gst::LibraryError::Settings,
+                    ("The signal {name} is not followed: {reason}")
+                );
+                false
+            }
+        }
+    }
+
+    /// A mask that an application gave, which must fit the frames that flow.
+    fn mask_of(
+        &self,
+        argument: &glib::Value,
+        info: Option<&gst_video::VideoInfo>,
+    ) -> Result<LabelMap, String> {
+        if !self.analyzer.is_running() {
+            return Err("masks can be given in PAUSED and PLAYING".to_owned());
+        }
+        let buffer = argument.get::<gst::Buffer>().map_err(|_| "there is no mask".to_owned())?;
+        let mask = mask::from_buffer(&buffer, info)?;
+        if let Some(info) = info
+            && (mask.width, mask.height) != (info.width(), info.height())
+        {
+            return Err(format!(
+                "the mask has {}x{} pixels, but the frames {}x{}",
+                mask.width,
+                mask.height,
+                info.width(),
+                info.height()
+            ));
+        }
+        if mask.clone().with_white_as_instance().instance_ids().is_empty() {
+            return Err(
+                "the mask holds no object; mark its pixels with an id of 1 to 254".to_owned()
+            );
+        }
+        Ok(mask)
+    }
+}

@@ -1,0 +1,184 @@
+//! Results as they are attached: made once, attached to every frame that shows them.
+
+use std::collections::BTreeSet;
+
+use conceptseg::bundle::{ConceptNames, Mark};
+use conceptseg::concepts::ConceptMap;
+use conceptseg::overlay::given_color;
+use conceptseg::propagate::MaskMap;
+use conceptseg::results::summarize_concepts;
+use gst_video::{VideoFormat, VideoFrameFlags, VideoMeta};
+
+use super::analytics::{self, Regions};
+use super::source::to_structure;
+use super::{Age, MetaError, NAME, Source};
+
+/// The concepts of one frame. Clones share them.
+#[derive(Debug, Clone)]
+pub struct ConceptPart {
+    /// The frame.
+    pub source: Source,
+    map: gst::Buffer,
+    segments: gst::Array,
+    summary: gst::Array,
+    /// The values that occur in the map.
+    ids: Vec<u32>,
+}
+
+impl ConceptPart {
+    /// Copies a map.
+    ///
+    /// # Errors
+    /// [`MetaError::Attach`] where there is no memory for it.
+    pub fn new(map: &ConceptMap, names: &ConceptNames, source: Source) -> Result<Self, MetaError> {
+        let mut pixels = gst::Buffer::with_size(map.concepts.len() * 2)?;
+        fill(&mut pixels, VideoFormat::Gray16Le, map.width, map.height, |bytes| {
+            for (pair, id) in bytes.chunks_exact_mut(2).zip(&map.concepts) {
+                pair.copy_from_slice(&id.to_le_bytes());
+            }
+        })?;
+        let ids: BTreeSet<u32> = map.segment_list.iter().map(|s| u32::from(s.concept)).collect();
+        Ok(Self {
+            source,
+            map: pixels,
+            segments: segments(map),
+            summary: summary(map, names),
+            ids: ids.into_iter().collect(),
+        })
+    }
+
+    /// Attaches the concepts to `buffer`, beside other results.
+    ///
+    /// # Errors
+    /// [`MetaError::Attach`] where the framework refuses.
+    pub fn attach(&self, buffer: &mut gst::BufferRef, age: Age) -> Result<(), MetaError> {
+        with_results(buffer, &self.source, |fields| {
+            fields.set("concepts", &self.map);
+            fields.set("segments", &self.segments);
+            fields.set("summary", &self.summary);
+            fields.set("concepts-source", to_structure(&self.source, age));
+        })?;
+        let size = (self.source.width, self.source.height);
+        analytics::attach(buffer, &self.map, Regions::Semantic, &mut self.ids.clone(), size);
+        Ok(())
+    }
+}
+
+/// The instance masks of one frame. Clones share them.
+#[derive(Debug, Clone)]
+pub struct MaskPart {
+    /// The frame.
+    pub source: Source,
+    map: gst::Buffer,
+    instances: gst::Array,
+    /// The values that occur in the map, with background.
+    ids: Vec<u32>,
+}
+
+impl MaskPart {
+    /// Copies a map.
+    ///
+    /// # Errors
+    /// [`MetaError::Attach`] where there is no memory for it.
+    pub fn new(map: &MaskMap, source: Source) -> Result<Self, MetaError> {
+        let mut pixels = gst::Buffer::with_size(map.labels.len())?;
+        fill(&mut pixels, VideoFormat::Gray8, map.width, map.height, |bytes| {
+            bytes.copy_from_slice(&map.labels);
+        })?;
+        let seen = map.instances.iter().filter(|instance| instance.area > 0);
+        let ids = std::iter::once(0).chain(seen.map(|instance| u32::from(instance.id))).collect();
+        Ok(Self { source, map: pixels, instances: instances(map), ids })
+    }
+
+    /// Attaches the masks to `buffer`, beside other results.
+    ///
+    /// # Errors
+    /// [`MetaError::Attach`] where the framework refuses.
+    pub fn attach(&self, buffer: &mut gst::BufferRef, age: Age) -> Result<(), MetaError> {
+        with_results(buffer, &self.source, |fields| {
+            fields.set("masks", &self.map);
+            fields.set("instances", &self.instances);
+            fields.set("masks-source", to_structure(&self.source, age));
+        })?;
+        let size = (self.source.width, self.source.height);
+        analytics::attach(buffer, &self.map, Regions::Instance, &mut self.ids.clone(), size);
+        Ok(())
+    }
+}
+
+/// Sets fields of the one meta that holds all results.
+fn with_results(
+    buffer: &mut gst::BufferRef,
+    source: &Source,
+    set: impl FnOnce(&mut gst::StructureRef),
+) -> Result<(), MetaError> {
+    if gst::meta::CustomMeta::from_buffer(buffer, NAME).is_err() {
+        gst::meta::CustomMeta::add(buffer, NAME)?;
+    }
+    let mut meta = gst::meta::CustomMeta::from_mut_buffer(buffer, NAME)
+        .map_err(|e| gst::glib::bool_error!("{e}"))?;
+    let fields = meta.mut_structure();
+    fields.set("width", source.width);
+    fields.set("height", source.height);
+    fields.set("frame", source.frame);
+    set(fields);
+    Ok(())
+}
+
+/// Writes the pixels of a new buffer and describes them; rows follow each other without gaps.
+fn fill(
+    buffer: &mut gst::Buffer,
+    format: VideoFormat,
+    width: u32,
+    height: u32,
+    write: impl FnOnce(&mut [u8]),
+) -> Result<(), gst::glib::BoolError> {
+    let buffer =
+        buffer.get_mut().ok_or_else(|| gst::glib::bool_error!("the new buffer is shared"))?;
+    write(&mut buffer.map_writable()?);
+    let stride = i32::try_from(buffer.size() / (height.max(1) as usize))
+        .map_err(|_| gst::glib::bool_error!("rows of {} pixels are too long", width))?;
+    VideoMeta::add_full(buffer, VideoFrameFlags::empty(), format, width, height, &[0], &[stride])?;
+    Ok(())
+}
+
+fn instances(map: &MaskMap) -> gst::Array {
+    gst::Array::new(map.instances.iter().map(|i| {
+        boxed("instance", i.area, i.bbox)
+            .field("id", u32::from(i.id))
+            .field("confidence", f64::from(i.confidence))
+            .build()
+    }))
+}
+
+fn segments(map: &ConceptMap) -> gst::Array {
+    gst::Array::new(map.segment_list.iter().map(|s| {
+        boxed("segment", s.area, s.bbox)
+            .field("concept", u32::from(s.concept))
+            .field("similarity", f64::from(s.similarity))
+            .build()
+    }))
+}
+
+fn boxed(name: &str, area: u32, [x, y, width, height]: [u32; 4]) -> gst::structure::Builder {
+    gst::Structure::builder(name)
+        .field("area", area)
+        .field("x", x)
+        .field("y", y)
+        .field("width", width)
+        .field("height", height)
+}
+
+fn summary(map: &ConceptMap, names: &ConceptNames) -> gst::Array {
+    gst::Array::new(summarize_concepts(map, names).into_iter().map(|record| {
+        let color = given_color(names, record.id);
+        gst::Structure::builder("concept")
+            .field("id", u32::from(record.id))
+            .field("area", record.area)
+            .field("similarity", record.similarity)
+            .field_if_some("name", record.name)
+            .field_if_some("mark", record.mark.map(Mark::as_str))
+            .field_if_some("color", color.map(|[r, g, b]| u32::from_be_bytes([0, r, g, b])))
+            .build()
+    }))
+}
