@@ -71,7 +71,7 @@ impl Browser {
     }
 
     /// Sends a command and waits for its result.
-    fn call(&mut self, tab: Option<&Tab>, method: &str, parameters: Value) -> Value {
+    fn call(&mut self, tab: Option<&Tab>, method: &str, parameters: &Value) -> Value {
         self.last += 1;
         let mut message = json!({ "id": self.last, "method": method, "params": parameters });
         if let Some(tab) = tab {
@@ -79,9 +79,8 @@ impl Browser {
         }
         self.socket.send(Message::text(message.to_string())).expect("the browser listens");
         loop {
-            let text = match self.socket.read().expect("the browser answers") {
-                Message::Text(text) => text,
-                _ => continue,
+            let Message::Text(text) = self.socket.read().expect("the browser answers") else {
+                continue;
             };
             let answer: Value = serde_json::from_str(&text).expect("the browser speaks JSON");
             match answer["method"].as_str() {
@@ -102,16 +101,16 @@ impl Browser {
 
     /// Opens a page and waits until it is ready.
     pub fn open(&mut self, url: &str) -> Tab {
-        let target = self.call(None, "Target.createTarget", json!({ "url": "about:blank" }));
+        let target = self.call(None, "Target.createTarget", &json!({ "url": "about:blank" }));
         let attach = json!({ "targetId": target["targetId"], "flatten": true });
-        let session = self.call(None, "Target.attachToTarget", attach)["sessionId"].clone();
+        let session = self.call(None, "Target.attachToTarget", &attach)["sessionId"].clone();
         let tab = Tab { session: session.as_str().expect("a session has an id").to_owned() };
         for domain in ["Page.enable", "Runtime.enable", "Log.enable"] {
-            self.call(Some(&tab), domain, json!({}));
+            self.call(Some(&tab), domain, &json!({}));
         }
         // Pages behind others get no frames and no focus unless asked for.
-        self.call(Some(&tab), "Emulation.setFocusEmulationEnabled", json!({ "enabled": true }));
-        self.call(Some(&tab), "Page.navigate", json!({ "url": url }));
+        self.call(Some(&tab), "Emulation.setFocusEmulationEnabled", &json!({ "enabled": true }));
+        self.call(Some(&tab), "Page.navigate", &json!({ "url": url }));
         self.wait(&tab, "document.body?.classList.contains('ready')");
         tab
     }
@@ -119,7 +118,7 @@ impl Browser {
     /// Loads a page again.
     pub fn reload(&mut self, tab: &Tab) {
         self.eval(tab, "document.body.classList.remove('ready')");
-        self.call(Some(tab), "Page.reload", json!({}));
+        self.call(Some(tab), "Page.reload", &json!({}));
         self.wait(tab, "document.body?.classList.contains('ready')");
     }
 
@@ -128,7 +127,7 @@ impl Browser {
         let parameters = json!({
             "expression": expression, "returnByValue": true, "awaitPromise": true,
         });
-        let answer = self.call(Some(tab), "Runtime.evaluate", parameters);
+        let answer = self.call(Some(tab), "Runtime.evaluate", &parameters);
         let failed = answer.get("exceptionDetails");
         assert!(failed.is_none(), "{expression}: {failed:?}");
         answer["result"].get("value").cloned().unwrap_or(Value::Null)
@@ -165,13 +164,13 @@ impl Browser {
                 "type": kind, "key": key, "modifiers": if control { 2 } else { 0 },
                 "windowsVirtualKeyCode": code, "text": if kind == "keyDown" { text } else { "" },
             });
-            self.call(Some(tab), "Input.dispatchKeyEvent", parameters);
+            self.call(Some(tab), "Input.dispatchKeyEvent", &parameters);
         }
     }
 
     /// Types into what has the focus.
     pub fn type_text(&mut self, tab: &Tab, text: &str) {
-        self.call(Some(tab), "Input.insertText", json!({ "text": text }));
+        self.call(Some(tab), "Input.insertText", &json!({ "text": text }));
     }
 
     /// Clicks the middle of the first element that fits a selector.
@@ -186,7 +185,7 @@ impl Browser {
             let parameters = json!({
                 "type": kind, "x": place[0], "y": place[1], "button": "left", "clickCount": 1,
             });
-            self.call(Some(tab), "Input.dispatchMouseEvent", parameters);
+            self.call(Some(tab), "Input.dispatchMouseEvent", &parameters);
         }
     }
 }
