@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tungstenite::{Message, WebSocket};
 
 /// How long anything on a page may take. Machines that run tests are busy.
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running browser.
 #[derive(Debug)]
@@ -71,9 +71,9 @@ impl Browser {
     }
 
     /// Sends a command and waits for its result.
-    fn call(&mut self, tab: Option<&Tab>, method: &str, parameters: impl Into<Value>) -> Value {
+    fn call(&mut self, tab: Option<&Tab>, method: &str, parameters: &Value) -> Value {
         self.last += 1;
-        let mut message = json!({ "id": self.last, "method": method, "params": parameters.into() });
+        let mut message = json!({ "id": self.last, "method": method, "params": parameters });
         if let Some(tab) = tab {
             message["sessionId"] = tab.session.clone().into();
         }
@@ -101,16 +101,16 @@ impl Browser {
 
     /// Opens a page and waits until it is ready.
     pub fn open(&mut self, url: &str) -> Tab {
-        let target = self.call(None, "Target.createTarget", json!({ "url": "about:blank" }));
+        let target = self.call(None, "Target.createTarget", &json!({ "url": "about:blank" }));
         let attach = json!({ "targetId": target["targetId"], "flatten": true });
-        let session = self.call(None, "Target.attachToTarget", attach)["sessionId"].clone();
+        let session = self.call(None, "Target.attachToTarget", &attach)["sessionId"].clone();
         let tab = Tab { session: session.as_str().expect("a session has an id").to_owned() };
         for domain in ["Page.enable", "Runtime.enable", "Log.enable"] {
-            self.call(Some(&tab), domain, json!({}));
+            self.call(Some(&tab), domain, &json!({}));
         }
         // Pages behind others get no frames and no focus unless asked for.
-        self.call(Some(&tab), "Emulation.setFocusEmulationEnabled", json!({ "enabled": true }));
-        self.call(Some(&tab), "Page.navigate", json!({ "url": url }));
+        self.call(Some(&tab), "Emulation.setFocusEmulationEnabled", &json!({ "enabled": true }));
+        self.call(Some(&tab), "Page.navigate", &json!({ "url": url }));
         self.wait(&tab, "document.body?.classList.contains('ready')");
         tab
     }
@@ -118,7 +118,7 @@ impl Browser {
     /// Loads a page again.
     pub fn reload(&mut self, tab: &Tab) {
         self.eval(tab, "document.body.classList.remove('ready')");
-        self.call(Some(tab), "Page.reload", json!({}));
+        self.call(Some(tab), "Page.reload", &json!({}));
         self.wait(tab, "document.body?.classList.contains('ready')");
     }
 
@@ -127,7 +127,7 @@ impl Browser {
         let parameters = json!({
             "expression": expression, "returnByValue": true, "awaitPromise": true,
         });
-        let answer = self.call(Some(tab), "Runtime.evaluate", parameters);
+        let answer = self.call(Some(tab), "Runtime.evaluate", &parameters);
         let failed = answer.get("exceptionDetails");
         assert!(failed.is_none(), "{expression}: {failed:?}");
         answer["result"].get("value").cloned().unwrap_or(Value::Null)
@@ -137,7 +137,8 @@ impl Browser {
     pub fn wait(&mut self, tab: &Tab, expression: &str) {
         let start = Instant::now();
         while self.eval(tab, &format!("Boolean({expression})")) != true {
-            assert!(start.elapsed() < PATIENCE, "never true: {expression}");
+            let complaints = &self.complaints;
+            assert!(start.elapsed() < PATIENCE, "never true: {expression}; {complaints:?}");
             std::thread::sleep(Duration::from_millis(30));
         }
     }
@@ -163,13 +164,13 @@ impl Browser {
                 "type": kind, "key": key, "modifiers": if control { 2 } else { 0 },
                 "windowsVirtualKeyCode": code, "text": if kind == "keyDown" { text } else { "" },
             });
-            self.call(Some(tab), "Input.dispatchKeyEvent", parameters);
+            self.call(Some(tab), "Input.dispatchKeyEvent", &parameters);
         }
     }
 
     /// Types into what has the focus.
     pub fn type_text(&mut self, tab: &Tab, text: &str) {
-        self.call(Some(tab), "Input.insertText", json!({ "text": text }));
+        self.call(Some(tab), "Input.insertText", &json!({ "text": text }));
     }
 
     /// Clicks the middle of the first element that fits a selector.
@@ -184,7 +185,7 @@ impl Browser {
             let parameters = json!({
                 "type": kind, "x": place[0], "y": place[1], "button": "left", "clickCount": 1,
             });
-            self.call(Some(tab), "Input.dispatchMouseEvent", parameters);
+            self.call(Some(tab), "Input.dispatchMouseEvent", &parameters);
         }
     }
 }

@@ -65,7 +65,6 @@ pub struct ConceptData {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub purity: Option<(f64, usize)>,
     /// Its most frequent classes and their segments.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub classes: Vec<(u8, u64)>,
     /// How many of the shown segments are the nearest.
     pub nearest: usize,

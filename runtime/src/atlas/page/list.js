@@ -25,14 +25,16 @@ function label(id) {
     make("span", { className: nameOf(id) ? "name" : "name none" }, titleOf(id)),
     others > 0 ? make("span", { className: "note", title: "Concepts of the same name" }, `+${others}`) : null,
     badge(id),
-    make("span", { className: "note id" }, nameOf(id) ? `id ${id}` : ""),
+    nameOf(id) ? make("span", { className: "note id" }, `id ${id}`) : null,
+    concept.purity
+      ? make("span", { className: "note class", title: "Purity and class" }, `${percent(concept.purity[0])} ${classOf(concept)}`)
+      : null,
   ].filter((part) => part));
   card.setAttribute("aria-label", titleOf(id));
   if (!concept.segments) return;
   card.children[1].textContent = [
-    `${percent(concept.area)} of area`, plural(concept.segments, "segment"), plural(concept.images, "image"),
-    `similarity ${concept.similarity.toFixed(2)}`,
-    ...(concept.purity ? [`${percent(concept.purity[0])} ${classOf(concept)}`] : []),
+    `${percent(concept.area)} of area`, `${plural(concept.segments, "segment")} in ${plural(concept.images, "image")}`,
+    `cosine ${concept.similarity.toFixed(2)}`,
   ].join(" · ");
 }
 /** Set by naming.js where the page may change names. */

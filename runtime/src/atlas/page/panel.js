@@ -101,7 +101,7 @@ function draw() {
     "div", { className: "top" },
     make("span", { className: "dot", style: { background: colorOf(open) } }),
     make("h2", { id: "panel-title" }, titleOf(open)), badge(open),
-    make("span", { className: "note" }, `id ${open}`),
+    nameOf(open) ? make("span", { className: "note" }, `id ${open}`) : null,
     make("button", { className: "close", ariaLabel: "Close", title: "Close (Esc)", onclick: close }, "×"),
   );
   const parts = [title, editor(open), facts(concept)];
@@ -130,6 +130,7 @@ function draw() {
   parts.push(make("h3", {}, "Most alike in the dictionary"), make(
     "div", { className: "links" }, ...concept.alike.map(([id, cosine]) => linked(id, `cosine ${cosine.toFixed(2)}`)),
   ));
+  panel.dataset.concept = open;
   panel.replaceChildren(...parts.filter((part) => part));
 }
 
