@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-use conceptseg::backend::{BackendKind, BackendOptions};
+use conceptseg::backend::BackendOptions;
 use conceptseg::embed::{EmbedError, Model};
 
 use crate::lock;
@@ -27,7 +27,7 @@ pub enum OpenError {
     /// The engine holds another model.
     #[error(
         "The engine-id {engine:?} already holds {loaded} with other settings: give this element \
-         another engine-id, or the same bundle, backend and threads"
+         another engine-id, or the same bundle and the same backend settings"
     )]
     OtherModel {
         /// The id.
@@ -49,8 +49,7 @@ pub struct Loaded {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Key {
     path: PathBuf,
-    kind: BackendKind,
-    threads: usize,
+    options: BackendOptions,
 }
 
 /// Weak, so that a model is freed with its last element.
@@ -93,7 +92,7 @@ pub fn open(
         };
     };
     let path = bundle.canonicalize().unwrap_or_else(|_| bundle.to_owned());
-    let key = Key { path, kind: options.kind, threads: options.threads };
+    let key = Key { path, options: *options };
     if let (Some((_, loaded)), Some(engine), false) = (&held, engine, renew)
         && *loaded != key
     {

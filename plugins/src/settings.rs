@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use conceptseg::backend::BackendKind;
+use conceptseg::backend::{BackendKind, tensorrt};
 use gst::glib;
 use gst::prelude::*;
 
@@ -14,9 +14,9 @@ use crate::live::{LatePolicy, Rules};
 #[repr(i32)]
 #[enum_type(name = "GstConceptSegBackend")]
 pub enum Backend {
-    /// ONNX Runtime where its library is found, else `RTen`.
+    /// TensorRT where it and a GPU are found, else ONNX Runtime where its library is found, else `RTen`.
     #[default]
-    #[enum_value(name = "ONNX Runtime where its library is found, else RTen", nick = "auto")]
+    #[enum_value(name = "The fastest that is found: TensorRT, ONNX Runtime, RTen", nick = "auto")]
     Auto = 0,
     /// `RTen`, which is built in.
     #[enum_value(name = "RTen, built in", nick = "rten")]
@@ -24,6 +24,9 @@ pub enum Backend {
     /// ONNX Runtime; an error where its library is not found.
     #[enum_value(name = "ONNX Runtime, from its library", nick = "onnxruntime")]
     Onnxruntime = 2,
+    /// TensorRT; an error where it or a GPU is not found.
+    #[enum_value(name = "TensorRT on an NVIDIA GPU", nick = "tensorrt")]
+    Tensorrt = 3,
 }
 
 impl From<Backend> for BackendKind {
@@ -32,6 +35,38 @@ impl From<Backend> for BackendKind {
             Backend::Auto => Self::Auto,
             Backend::Rten => Self::Rten,
             Backend::Onnxruntime => Self::Onnxruntime,
+            Backend::Tensorrt => Self::Tensorrt,
+        }
+    }
+}
+
+/// How the network computes on a GPU.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, glib::Enum)]
+#[repr(i32)]
+#[enum_type(name = "GstConceptSegPrecision")]
+pub enum Precision {
+    /// 32-bit floats.
+    #[enum_value(name = "32-bit floats", nick = "fp32")]
+    Fp32 = 0,
+    /// 16-bit floats.
+    #[default]
+    #[enum_value(name = "16-bit floats", nick = "fp16")]
+    Fp16 = 1,
+    /// 16-bit floats with the range of 32-bit ones.
+    #[enum_value(name = "16-bit floats with the range of 32-bit ones", nick = "bf16")]
+    Bf16 = 2,
+    /// 8-bit integers.
+    #[enum_value(name = "8-bit integers, from a plan that was calibrated", nick = "int8")]
+    Int8 = 3,
+}
+
+impl From<Precision> for tensorrt::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::Fp32 => Self::Fp32,
+            Precision::Fp16 => Self::Fp16,
+            Precision::Bf16 => Self::Bf16,
+            Precision::Int8 => Self::Int8,
         }
     }
 }

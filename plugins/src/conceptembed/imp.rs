@@ -2,6 +2,7 @@ use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex};
 
 use conceptseg::backend::BackendOptions;
+use conceptseg::backend::tensorrt::GpuOptions;
 use conceptseg::errors::sentence;
 use conceptseg::stream::StreamConfig;
 use gst::glib;
@@ -14,7 +15,7 @@ use gst_base::subclass::prelude::*;
 use super::stage::{EmbedStage, Input};
 use crate::live::{Analyzer, Moment, Shown};
 use crate::models::Loaded;
-use crate::settings::{self, Backend, Lateness, assign};
+use crate::settings::{self, Backend, Lateness, Precision, assign};
 use crate::{lock, meta, models, video};
 
 static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
@@ -33,6 +34,9 @@ struct Settings {
     bundle: Option<PathBuf>,
     backend: Backend,
     threads: u32,
+    device: u32,
+    precision: Precision,
+    cpu_fallback: bool,
     engine_id: Option<String>,
     short_side: u32,
     interval: u32,
@@ -45,6 +49,9 @@ impl Default for Settings {
             bundle: None,
             backend: Backend::Auto,
             threads: 0,
+            device: 0,
+            precision: Precision::default(),
+            cpu_fallback: false,
             engine_id: None,
             short_side: StreamConfig::default().short_side,
             interval: 1,
@@ -55,7 +62,16 @@ impl Default for Settings {
 
 impl Settings {
     fn open(&self, renew: bool) -> Result<Loaded, models::OpenError> {
-        let options = BackendOptions::new(self.backend.into(), self.threads as usize);
+        let gpu = GpuOptions {
+            device: self.device,
+            precision: self.precision.into(),
+            cpu_fallback: self.cpu_fallback,
+            ..GpuOptions::FIRST
+        };
+        let options = BackendOptions {
+            gpu,
+            ..BackendOptions::new(self.backend.into(), self.threads as usize)
+        };
         models::open(self.bundle.as_deref(), &options, self.engine_id.as_deref(), renew)
     }
 }
@@ -78,6 +94,23 @@ pub fn properties() -> Vec<glib::ParamSpec> {
             .blurb("CPU threads for the network, 0 for all cores")
             .maximum(1024)
             .default_value(default.threads)
+            .mutable_ready()
+            .build(),
+        glib::ParamSpecUInt::builder("device")
+            .nick("Device")
+            .blurb("Number of the GPU, from 0, where TensorRT runs the network")
+            .default_value(default.device)
+            .mutable_ready()
+            .build(),
+        glib::ParamSpecEnum::builder_with_default("precision", default.precision)
+            .nick("Precision")
+            .blurb("How the network computes where TensorRT runs it")
+            .mutable_ready()
+            .build(),
+        glib::ParamSpecBoolean::builder("cpu-fallback")
+            .nick("CPU fallback")
+            .blurb("Go on with the CPU where the GPU fails for good; backend=auto does so anyway")
+            .default_value(default.cpu_fallback)
             .mutable_ready()
             .build(),
         glib::ParamSpecString::builder("engine-id")
@@ -142,6 +175,9 @@ impl ObjectImpl for ConceptEmbed {
             }
             "backend" => assign(&mut settings.backend, value),
             "threads" => assign(&mut settings.threads, value),
+            "device" => assign(&mut settings.device, value),
+            "precision" => assign(&mut settings.precision, value),
+            "cpu-fallback" => assign(&mut settings.cpu_fallback, value),
             "engine-id" => settings.engine_id = settings::text(value),
             "short-side" => assign(&mut settings.short_side, value),
             "inference-interval" => assign(&mut settings.interval, value),
@@ -159,6 +195,9 @@ impl ObjectImpl for ConceptEmbed {
             "bundle" => settings.bundle.to_value(),
             "backend" => settings.backend.to_value(),
             "threads" => settings.threads.to_value(),
+            "device" => settings.device.to_value(),
+            "precision" => settings.precision.to_value(),
+            "cpu-fallback" => settings.cpu_fallback.to_value(),
             "engine-id" => settings.engine_id.to_value(),
             "short-side" => settings.short_side.to_value(),
             "inference-interval" => settings.interval.to_value(),
