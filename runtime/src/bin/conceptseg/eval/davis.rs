@@ -74,7 +74,11 @@ struct MethodArgs {
     #[arg(long, value_name = "DIR")]
     bundle: Option<PathBuf>,
     /// Score a method without a model instead, to compare with.
-    #[arg(long, value_enum, conflicts_with = "BackendArgs")]
+    #[arg(
+        long,
+        value_enum,
+        conflicts_with_all = ["backend", "threads", "cpu_fallback", "GpuArgs"]
+    )]
     baseline: Option<Baseline>,
 }
 
@@ -324,7 +328,13 @@ pub mod tests {
         assert_eq!(missing, clap::error::ErrorKind::MissingRequiredArgument);
         let both = kind(&["--root", "r", "--bundle", "b", "--baseline", "still"]);
         assert_eq!(both, clap::error::ErrorKind::ArgumentConflict);
-        for useless in [["--threads", "2"], ["--protocol", "a"], ["--topk", "3"]] {
+        for useless in [
+            ["--backend", "rten"],
+            ["--threads", "2"],
+            ["--precision", "fp32"],
+            ["--protocol", "a"],
+            ["--topk", "3"],
+        ] {
             let line = [&["--root", "r", "--baseline", "still"], &useless[..]].concat();
             assert_eq!(kind(&line), clap::error::ErrorKind::ArgumentConflict, "{useless:?}");
         }
