@@ -39,8 +39,8 @@ pub struct OutputArgs {
     #[arg(long, default_value_t = 64, value_name = "MIB", value_parser = clap::value_parser!(u64).range(2..=65536))]
     spool_size: u64,
     /// Name of this device, in topics PREFIX/DEVICE/STREAM/event.
-    #[arg(long, default_value = "device")]
-    device: String,
+    #[arg(long, value_name = "DEVICE", default_value = "device")]
+    device_name: String,
     /// First part of all topics.
     #[arg(long, default_value = "conceptseg")]
     prefix: String,
@@ -94,7 +94,7 @@ impl Outputs {
             (Some(broker), Some(folder)) => {
                 let config = MqttConfig {
                     broker: broker.clone(),
-                    device: args.device.clone(),
+                    device: args.device_name.clone(),
                     prefix: args.prefix.clone(),
                     login: args.mqtt_user.clone().zip(args.mqtt_password.clone()),
                 };
