@@ -29,10 +29,10 @@ const BLANK: Rgb<u8> = Rgb([128, 128, 128]);
 /// The pictures of all concepts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Strips {
-    /// For each concept its shown segments side by side, [`TILE`] pixels each, as JPEG; empty
+    /// For each concept its shown segments side by side, `TILE` pixels each, as JPEG; empty
     /// where it has none.
     pub strips: Vec<Vec<u8>>,
-    /// The first segment of each concept, [`COLUMNS`] in a row, [`SMALL`] pixels each, as JPEG.
+    /// The first segment of each concept, `COLUMNS` in a row, `SMALL` pixels each, as JPEG.
     pub small: Vec<u8>,
 }
 

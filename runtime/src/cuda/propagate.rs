@@ -339,7 +339,7 @@ impl PropagationStage {
     /// Takes the mask that was downloaded, after the stream is done, and the frame into the context.
     ///
     /// # Errors
-    /// [`PropagateError::NotStarted`], [`NOT_PREPARED`].
+    /// [`PropagateError::NotStarted`], [`CudaPathError::NotPrepared`].
     pub fn finish(&mut self, out: &mut MaskMap) -> Result<(), CudaPathError> {
         let state = self.state.as_mut().ok_or(PropagateError::NotStarted)?;
         state.writer.finish(&state.ids, out)?;

@@ -65,7 +65,7 @@ pub(super) fn draw(
 }
 
 /// Up to `count` segments of at least `min_area` pixels of each concept that has any: those most
-/// similar to it, each of another image. Specks come last, as in [`draw`].
+/// similar to it, each of another image. Specks come last, as in `draw`.
 pub fn nearest(
     records: &[ImageConcepts],
     count: usize,
