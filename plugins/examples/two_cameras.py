@@ -61,6 +61,8 @@ class Camera:
         for name, value in (("xpos", self.index * WIDTH), ("width", WIDTH), ("height", HEIGHT), ("zorder", 2)):
             self.place.set_property(name, value)
         branch.get_static_pad("src").link(self.place)
+        if self.frames:
+            say(f"{self.name} is plugged in again")
         # Where this fails, the reason comes as a message, as for a camera that fails later.
         branch.sync_state_with_parent()
 

@@ -132,7 +132,7 @@ macro_rules! element_methods {
                         $name,
                         $class,
                         $description,
-                        "ConceptSeg developers",
+                        concat!("ConceptSeg developers <", env!("CARGO_PKG_REPOSITORY"), ">"),
                     )
                 });
             Some(&METADATA)

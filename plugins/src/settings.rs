@@ -90,7 +90,7 @@ impl Lateness {
 pub fn late_policy() -> glib::ParamSpec {
     glib::ParamSpecEnum::builder_with_default("late-policy", LatePolicy::Auto)
         .nick("Late policy")
-        .blurb("What a frame does that comes while an earlier one is being analysed")
+        .blurb("What happens to a frame that arrives while an earlier one is being analysed")
         .mutable_playing()
         .build()
 }
@@ -99,7 +99,7 @@ pub fn late_policy() -> glib::ParamSpec {
 pub fn max_age() -> glib::ParamSpec {
     glib::ParamSpecUInt::builder("max-age")
         .nick("Maximum age")
-        .blurb("Results of frames that lie further back than this many milliseconds are not attached, 0 for no limit")
+        .blurb("Maximum age in milliseconds of results to attach (0 = no limit)")
         .mutable_playing()
         .build()
 }
@@ -108,7 +108,7 @@ pub fn max_age() -> glib::ParamSpec {
 pub fn stats() -> glib::ParamSpec {
     glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
         .nick("Statistics")
-        .blurb("Frames received, inferred and skipped since the start, and over the last 1024 frames mean, median, 95th and 99th percentile and maximum in milliseconds of the time per stage, of the age of results (age) and of the time frames were held (blocked)")
+        .blurb("Frames received, inferred and skipped since the start, and for the last 1024 frames mean, quantiles and maximum in milliseconds of the time per stage, of the age of results (age) and of the time frames were held (blocked)")
         .read_only()
         .build()
 }

@@ -78,7 +78,7 @@ pub static PROPERTIES: Properties<ConceptEmbed> = Properties::new(|| {
         Property::new(
             glib::ParamSpecString::builder("bundle")
                 .nick("Bundle")
-                .blurb("Folder of the model bundle; set while playing, the new bundle is loaded beside the old one and takes over between two frames")
+                .blurb("Folder of the model bundle; when set while playing, the new model is loaded beside the old one and takes over between two frames")
                 .mutable_playing()
                 .build(),
             |element| lock(&element.settings).bundle.to_value(),
@@ -87,7 +87,7 @@ pub static PROPERTIES: Properties<ConceptEmbed> = Properties::new(|| {
         field!(
             glib::ParamSpecEnum::builder_with_default("backend", default.backend)
                 .nick("Backend")
-                .blurb("Which program runs the network")
+                .blurb("Backend that runs the network")
                 .mutable_ready()
                 .build(),
             backend
@@ -95,7 +95,7 @@ pub static PROPERTIES: Properties<ConceptEmbed> = Properties::new(|| {
         field!(
             glib::ParamSpecUInt::builder("threads")
                 .nick("Threads")
-                .blurb("CPU threads for the network, 0 for all cores")
+                .blurb("CPU threads for the network (0 = one per core)")
                 .maximum(1024)
                 .default_value(default.threads)
                 .mutable_ready()
@@ -105,7 +105,7 @@ pub static PROPERTIES: Properties<ConceptEmbed> = Properties::new(|| {
         field!(
             glib::ParamSpecUInt::builder("device")
                 .nick("Device")
-                .blurb("Number of the GPU, from 0, where TensorRT runs the network")
+                .blurb("Number of the GPU, from 0 (TensorRT only)")
                 .default_value(default.device)
                 .mutable_ready()
                 .build(),
@@ -114,7 +114,7 @@ pub static PROPERTIES: Properties<ConceptEmbed> = Properties::new(|| {
         field!(
             glib::ParamSpecEnum::builder_with_default("precision", default.precision)
                 .nick("Precision")
-                .blurb("How the network computes where TensorRT runs it")
+                .blurb("How the network computes (TensorRT only)")
                 .mutable_ready()
                 .build(),
             precision
@@ -122,7 +122,7 @@ pub static PROPERTIES: Properties<ConceptEmbed> = Properties::new(|| {
         field!(
             glib::ParamSpecBoolean::builder("cpu-fallback")
                 .nick("CPU fallback")
-                .blurb("Go on with the CPU where the GPU fails for good; backend=auto does so anyway")
+                .blurb("Go on with the CPU when the GPU fails for good; backend=auto does so anyway")
                 .default_value(default.cpu_fallback)
                 .mutable_ready()
                 .build(),
@@ -151,7 +151,7 @@ pub static PROPERTIES: Properties<ConceptEmbed> = Properties::new(|| {
         field!(
             glib::ParamSpecUInt::builder("inference-interval")
                 .nick("Inference interval")
-                .blurb("Every so many frames one is analysed; the others show its result")
+                .blurb("Analyse one in so many frames; the others show its result")
                 .minimum(1)
                 .default_value(default.interval)
                 .mutable_playing()

@@ -65,7 +65,7 @@ pub static PROPERTIES: Properties<ConceptLabel> = Properties::new(|| {
         field!(
             glib::ParamSpecBoolean::builder("concepts")
                 .nick("Concepts")
-                .blurb("Label frames with concepts; without it they pass as they are")
+                .blurb("Label frames with concepts")
                 .default_value(default.concepts)
                 .mutable_playing()
                 .build(),
@@ -74,7 +74,7 @@ pub static PROPERTIES: Properties<ConceptLabel> = Properties::new(|| {
         field!(
             glib::ParamSpecUInt::builder("num-segments")
                 .nick("Number of segments")
-                .blurb("Clusters that a frame is divided into, a square number")
+                .blurb("Number of clusters that a frame is divided into, a square number")
                 .minimum(4)
                 .maximum(256)
                 .default_value(default.num_segments)

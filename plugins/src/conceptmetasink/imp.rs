@@ -47,7 +47,7 @@ pub static PROPERTIES: Properties<ConceptMetaSink> = Properties::new(|| {
         field!(
             glib::ParamSpecInt::builder("fd")
                 .nick("File descriptor")
-                .blurb("Open file descriptor for the results, one line of JSON per frame, -1 for none; location goes before")
+                .blurb("Open file descriptor for the results, one line of JSON per frame (-1 = none); not used when a file is set")
                 .minimum(-1)
                 .default_value(default.fd)
                 .mutable_ready()

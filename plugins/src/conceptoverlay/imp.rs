@@ -51,7 +51,7 @@ pub static PROPERTIES: Properties<ConceptOverlay> = Properties::new(|| {
         field!(
             glib::ParamSpecFloat::builder("opacity")
                 .nick("Opacity")
-                .blurb("Share of the layer colour, 0 (invisible) to 1 (opaque)")
+                .blurb("Opacity of the colours, from 0 (invisible) to 1 (opaque)")
                 .minimum(0.0)
                 .maximum(1.0)
                 .default_value(default.opacity)
@@ -63,7 +63,7 @@ pub static PROPERTIES: Properties<ConceptOverlay> = Properties::new(|| {
         field!(
             glib::ParamSpecFlags::builder::<Draw>("draw")
                 .nick("Draw")
-                .blurb("What is drawn; 0 leaves the frames as they are")
+                .blurb("What to draw (0 = nothing)")
                 .default_value(default.draw)
                 .mutable_playing()
                 .controllable()

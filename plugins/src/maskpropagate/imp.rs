@@ -45,7 +45,7 @@ pub static PROPERTIES: Properties<MaskPropagate> = Properties::new(|| {
         Property::new(
             glib::ParamSpecString::builder("first-frame-mask")
                 .nick("First-frame mask")
-                .blurb("Palette or grey PNG of the size of the frames whose values are instance ids (0 background), for the first frame or, set while playing, for the next one")
+                .blurb("PNG file of the size of the frames with the instance id of each pixel (palette or grey, 0 = background), for the first frame or, when set while playing, for the next one")
                 .mutable_playing()
                 .build(),
             |element| match &lock(&element.settings).first {
@@ -59,7 +59,7 @@ pub static PROPERTIES: Properties<MaskPropagate> = Properties::new(|| {
         Property::new(
             glib::ParamSpecBoxed::builder::<gst::Buffer>("initial-mask")
                 .nick("Initial mask")
-                .blurb("The same as a buffer of GRAY8 pixels, with a GstVideoMeta or of the size of the frames")
+                .blurb("Like first-frame-mask, but as a buffer of GRAY8 pixels, with a GstVideoMeta or of the size of the frames")
                 .mutable_playing()
                 .build(),
             |element| match &lock(&element.settings).first {
