@@ -208,7 +208,7 @@ fn missing_tools_are_told() {
         assert!(sentences(&report, "problems")[0].contains("GStreamer was not found"));
     } else {
         let note = &sentences(&report, "notes")[0];
-        assert!(note.starts_with("gst-inspect-1.0 and gst-launch-1.0 was not found"), "{note}");
+        assert!(note.starts_with("Not found in PATH: gst-inspect-1.0, gst-launch-1.0."), "{note}");
     }
 }
 

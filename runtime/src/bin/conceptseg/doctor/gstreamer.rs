@@ -174,7 +174,7 @@ impl GStreamer {
                 .collect();
         if !missing.is_empty() {
             found.push(Finding::note(
-                format!("{} was not found in PATH.", missing.join(" and ")),
+                format!("Not found in PATH: {}.", missing.join(", ")),
                 "run scripts/setup, or install gstreamer1.0-tools",
             ));
         }
@@ -222,10 +222,11 @@ impl GStreamer {
     fn registry(&self) -> String {
         let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         let chosen = self.variable("GST_REGISTRY_1_0").or_else(|| self.variable("GST_REGISTRY"));
-        chosen.map(ToOwned::to_owned).unwrap_or_else(|| {
-            let cache = set("XDG_CACHE_HOME").unwrap_or_else(|| "~/.cache".to_owned());
-            format!("{cache}/gstreamer-1.0/registry.*.bin")
-        })
+        if let Some(chosen) = chosen {
+            return chosen.to_owned();
+        }
+        let cache = set("XDG_CACHE_HOME").unwrap_or_else(|| "~/.cache".to_owned());
+        format!("{cache}/gstreamer-1.0/registry.*.bin")
     }
 
     fn variable_findings(&self) -> Vec<Finding> {
@@ -303,7 +304,7 @@ fn plugin(inspect: &Path, limit: Duration) -> Result<Plugin, ToolError> {
 
 /// Where the plugin's file is, of which the list has the name only.
 fn locate() -> PathBuf {
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let paths =
         VARIABLES.iter().filter(|name| name.starts_with("GST_PLUGIN_") && name.contains("PATH"));
     let chosen: Vec<PathBuf> = paths

@@ -53,7 +53,7 @@ pub fn look(chosen: Option<&Path>) -> Vec<Found> {
     for place in places() {
         let Ok(entries) = place.read_dir() else { continue };
         let mut folders: Vec<_> = entries
-            .filter_map(|entry| Some(entry.ok()?.path().canonicalize().ok()?))
+            .filter_map(|entry| entry.ok()?.path().canonicalize().ok())
             .filter(|folder| folder.join("bundle.toml").is_file() && !bundles.contains(folder))
             .collect();
         folders.sort();
