@@ -25,7 +25,9 @@ WIDTH, HEIGHT = 640, 480
 
 
 def say(text):
-    print(text, flush=True)
+    # In one piece with its end: the threads of both cameras write.
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 class Camera:

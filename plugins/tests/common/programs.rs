@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::Fixture;
 
 /// Long enough for a machine under load; a program that hangs takes it whole.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// The folder of the plugin that was built with these tests. The one beside them is of the same
 /// build; the one above is there after `cargo build` only.
@@ -37,9 +37,11 @@ pub fn example(name: &str) -> PathBuf {
 
 /// A Python that has these modules of GStreamer.
 pub fn python(modules: &[&str]) -> Option<&'static str> {
-    let versions: String =
-        modules.iter().map(|m| format!("gi.require_version('{m}', '1.0'); ")).collect();
-    let script = format!("import gi; {versions}from gi.repository import {}", modules.join(", "));
+    let names = modules.join(", ");
+    let script = format!(
+        "import gi\nfor name in '{names}'.split(', '): gi.require_version(name, '1.0')\n\
+         from gi.repository import {names}"
+    );
     ["/usr/bin/python3", "python3"].into_iter().find(|python| {
         Command::new(python)
             .args(["-c", &script])
