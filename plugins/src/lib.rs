@@ -16,6 +16,7 @@ pub mod conceptlabel;
 pub mod conceptmetasink;
 pub mod conceptoverlay;
 pub mod conceptseg;
+mod element;
 mod errors;
 mod live;
 pub mod maskpropagate;
@@ -51,7 +52,7 @@ mod plugin {
         // GStreamer knows this licence by its identifier; the crate is offered under either.
         "MIT/X11",
         env!("CARGO_PKG_NAME"),
-        "gst-plugin-conceptseg",
+        "ConceptSeg GStreamer plugin",
         env!("CARGO_PKG_REPOSITORY"),
         env!("BUILD_REL_DATE")
     );

@@ -12,6 +12,9 @@ use std::{env, fs, mem};
 
 use ort::sys::{ORT_API_VERSION, OrtApiBase};
 
+/// Where `scripts/install` puts the library, below a prefix.
+const INSTALLED: &str = "lib/conceptseg";
+
 /// A library that loads, answers and is new enough.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Found {
@@ -29,15 +32,22 @@ pub(super) struct SearchPaths {
 }
 
 impl SearchPaths {
-    /// `ORT_DYLIB_PATH`; else beside the program, the repository's `third_party/onnxruntime`
-    /// (where the set-up script puts it), the system's folders, and an active Python
-    /// environment with the `onnxruntime` package.
+    /// `ORT_DYLIB_PATH`; else beside the program, `lib/conceptseg` where the program, the user or
+    /// the system has it installed, the repository's `third_party/onnxruntime` (where the set-up
+    /// script puts it), the system's folders, and an active Python environment with the
+    /// `onnxruntime` package.
     pub(super) fn of_process() -> Self {
         let chosen = env::var_os("ORT_DYLIB_PATH").filter(|p| !p.is_empty()).map(PathBuf::from);
         let mut folders = Vec::new();
         if let Some(folder) = env::current_exe().ok().as_deref().and_then(Path::parent) {
             folders.push(folder.to_owned());
+            folders.extend(folder.parent().map(|prefix| prefix.join(INSTALLED)));
         }
+        // A plugin is part of a program that lies elsewhere.
+        if let Some(home) = env::var_os("HOME").filter(|p| !p.is_empty()) {
+            folders.push(Path::new(&home).join(".local").join(INSTALLED));
+        }
+        folders.push(Path::new("/usr/local").join(INSTALLED));
         if let Some(workspace) = Path::new(env!("CARGO_MANIFEST_DIR")).parent() {
             folders.push(workspace.join("third_party/onnxruntime"));
         }

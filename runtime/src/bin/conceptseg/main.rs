@@ -44,7 +44,7 @@ enum Command {
     /// Export or import what people call concepts.
     #[command(subcommand)]
     Concepts(concepts::Command),
-    /// Show which inference backends this machine has, and why others are missing.
+    /// Show what is there of backends, GStreamer and models, what is missing, and how to mend it.
     Doctor(doctor::Args),
     /// Build plans for TensorRT, look at them, compare them with the CPU.
     #[command(subcommand)]
