@@ -130,6 +130,18 @@ pub(crate) fn tile<S: Simd>(
     }
 }
 
+/// The dot product of two vectors of one length.
+#[inline(always)]
+pub(crate) fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
+    let ((a_wide, a_rest), (b_wide, b_rest)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
+    let mut sums = simd.splat_f32s(0.0);
+    for (a, b) in a_wide.iter().zip(b_wide) {
+        sums = simd.mul_add_e_f32s(*a, *b, sums);
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    simd.reduce_sum_f32s(sums) + rest
+}
+
 /// Whether a score of the strip is above `bound`; NaN is not.
 #[inline(always)]
 pub(crate) fn any_above<S: Simd>(simd: S, strip: &[f32; STRIP], bound: f32) -> bool {

@@ -1,22 +1,19 @@
 //! The nearest context cells of every cell: windowed top-k, without an affinity matrix.
 //!
 //! A dense affinity of a 60x104 grid against 8 context frames has 311 million entries.
-//! Only those within the window count, and of these only the best few: scores are
-//! computed a strip at a time, compared with the worst kept score and forgotten.
+//! Only those within the window count, and of these only the best few. There are two ways to them: in
+//! floats, cell by cell ([`exhaustive`](super::exhaustive)), and where the processor is good at that, by a
+//! quick look in 8 bits that leaves few cells to be compared in floats ([`shortlist`](super::shortlist)).
 
-// The library compiles a kernel anew for every instruction set, which only reaches what is
-// inlined into it.
-#![allow(clippy::inline_always)]
-
-use rayon::prelude::*;
-
+use super::exhaustive::Exhaustive;
 use super::memory::ContextMemory;
-use super::{PropagationConfig, Protocol};
-use crate::dot::{GROUP, PackedRows, STRIP, Tile, any_above, tile};
+use super::shortlist::{Shortlist, ShortlistFeatures};
+use super::{PropagationConfig, Protocol, coarse};
+use crate::dot::PackedRows;
 
 /// Target rows that share one pass over the context, so that a context row that was
 /// fetched from memory is used several times.
-const BAND: usize = 4;
+pub(super) const BAND: usize = 4;
 
 /// No cell: fewer candidates than `k` were in the window.
 pub(super) const NONE: u32 = u32::MAX;
@@ -25,17 +22,17 @@ pub(super) const NONE: u32 = u32::MAX;
 /// context frame.
 #[derive(Debug, Default)]
 pub(super) struct Neighbours {
-    k: usize,
+    pub(super) k: usize,
     /// Lists of a cell.
-    lists: usize,
+    pub(super) lists: usize,
     /// Dot products from the highest, `[cells, lists, k]`; `-inf` where there is no cell.
-    scores: Vec<f32>,
+    pub(super) scores: Vec<f32>,
     /// `context frame * cells + cell`, or [`NONE`], `[cells, lists, k]`.
-    sources: Vec<u32>,
+    pub(super) sources: Vec<u32>,
     /// Sums over all cells of the window, not only the kept ones, of `exp((score - highest) /
     /// temperature)`, `[cells, lists]`; empty where the weights are normalised over the kept
     /// cells alone.
-    sums: Vec<f32>,
+    pub(super) sums: Vec<f32>,
 }
 
 impl Neighbours {
@@ -49,107 +46,86 @@ impl Neighbours {
     pub(super) fn sum(&self, cell: usize, list: usize) -> f32 {
         self.sums[cell * self.lists + list]
     }
+
+    fn memory_bytes(&self) -> usize {
+        size_of_val(self.scores.as_slice())
+            + size_of_val(self.sources.as_slice())
+            + size_of_val(self.sums.as_slice())
+    }
 }
 
-/// Which cells of a context frame a target cell sees.
-#[derive(Debug, Default)]
-struct Window {
-    /// Rows to each side, at most `height - 1`.
-    radius_y: usize,
-    /// Column of a packed row where the first strip of the first group starts.
-    origin: usize,
-    /// Columns from the first strip of a group to that of the next; 0 where all groups see the
-    /// whole width.
-    step: usize,
-    /// Strips that cover what a group sees of a row.
-    strips: usize,
-    /// Entries of a row of `tiles`.
-    row_size: usize,
-    /// The last row of `tiles`.
-    last_row: usize,
-    /// 0 where a strip cell is in the window of the target cell, `-inf` elsewhere:
-    /// `[rows, groups, strips]`, one row for each distance up to `radius_y`, or one for all of
-    /// them. The sums start from it.
-    tiles: Vec<Tile>,
+/// A grid of embeddings and how far cells see on it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Geometry {
+    pub(super) height: usize,
+    pub(super) width: usize,
+    pub(super) dim: usize,
+    /// Columns before the first cell of a packed row.
+    pub(super) left: usize,
+    pub(super) radius: usize,
+    /// Whether the window is a circle, which does not apply to the first frame.
+    pub(super) circle: bool,
 }
 
-impl Window {
-    /// The cells within `radius` of a target cell: a square (to and with `radius`), or the
-    /// circle of those nearer than `radius`. Packed rows have `left` zeros at the front.
-    fn new(height: usize, width: usize, left: usize, radius: usize, circle: bool) -> Self {
-        let reach = if circle { radius.saturating_sub(1) } else { radius };
-        let (radius_y, radius_x) = (reach.min(height - 1), reach.min(width - 1));
-        let groups = width.div_ceil(GROUP);
-        // With the whole width in sight, strips need not move along with the group.
-        let (origin, step, strips) = if !circle && radius_x == width - 1 {
-            (left, 0, width.div_ceil(STRIP))
-        } else {
-            (left - radius_x, GROUP, (GROUP + 2 * radius_x).div_ceil(STRIP))
-        };
-        let rows = if circle { radius_y + 1 } else { 1 };
-        let mut tiles = Vec::with_capacity(rows * groups * strips);
-        for dy in 0..rows {
-            for group in 0..groups {
-                for strip in 0..strips {
-                    tiles.push(std::array::from_fn(|g| {
-                        std::array::from_fn(|i| {
-                            let x = group * GROUP + g;
-                            let column = origin + group * step + strip * STRIP + i;
-                            let source = column.wrapping_sub(left);
-                            let inside = x < width && source < width && {
-                                let dx = x.abs_diff(source);
-                                if circle {
-                                    dx * dx + dy * dy < radius.saturating_mul(radius)
-                                } else {
-                                    dx <= radius_x
-                                }
-                            };
-                            if inside { 0.0 } else { f32::NEG_INFINITY }
-                        })
-                    }));
-                }
-            }
+/// The embeddings of a context frame in the layout of the search.
+#[derive(Debug)]
+pub(super) enum Features {
+    Exhaustive(PackedRows),
+    Shortlist(ShortlistFeatures),
+}
+
+impl Default for Features {
+    /// No storage.
+    fn default() -> Self {
+        Self::Exhaustive(PackedRows::default())
+    }
+}
+
+impl Features {
+    /// Stores `cells` (`[height, width, dim]`) over what was there.
+    pub(super) fn fill(&mut self, cells: &[f32], width: usize, dim: usize) {
+        match self {
+            Self::Exhaustive(rows) => rows.fill(cells, width),
+            Self::Shortlist(features) => features.fill(cells, width, dim),
         }
-        let (row_size, last_row) = (groups * strips, rows - 1);
-        Self { radius_y, origin, step, strips, row_size, last_row, tiles }
     }
 
-    /// Columns that packed rows need for `groups` groups.
-    fn pitch(&self, groups: usize) -> usize {
-        self.origin + (groups - 1) * self.step + self.strips * STRIP
+    pub(super) fn memory_bytes(&self) -> usize {
+        match self {
+            Self::Exhaustive(rows) => rows.memory_bytes(),
+            Self::Shortlist(features) => features.memory_bytes(),
+        }
     }
+}
 
-    /// The tiles for a row that is `dy` away, `[groups, strips]`.
-    #[inline(always)]
-    fn row(&self, dy: usize) -> &[Tile] {
-        &self.tiles[dy.min(self.last_row) * self.row_size..][..self.row_size]
-    }
+#[derive(Debug)]
+enum Search {
+    Exhaustive(Exhaustive),
+    Shortlist(Shortlist),
 }
 
 /// The search over a fixed grid.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Affinity {
-    height: usize,
-    width: usize,
-    dim: usize,
-    /// Zeros before the first cell of a packed row.
-    left: usize,
-    /// Groups of target cells in a row.
-    groups: usize,
-    /// What is seen of the context frames.
-    window: Window,
-    /// What is seen of the first frame, if that is something else.
-    first_window: Option<Window>,
-    /// Target embeddings, `[height, groups, dim]` of one channel of a group.
-    targets: Vec<[f32; GROUP]>,
-    /// 1 / temperature.
-    sharpness: f32,
+    search: Search,
     neighbours: Neighbours,
 }
 
 impl Affinity {
     /// Prepares for grids of `[height, width, dim]`.
     pub(super) fn new(height: usize, width: usize, dim: usize, config: &PropagationConfig) -> Self {
+        // The softmax of `TimeCycle` is over all cells of the window.
+        let shortlist = config.protocol != Protocol::TimeCycle && dim <= coarse::MAX_DIM;
+        Self::with_shortlist(height, width, dim, config, shortlist && coarse::is_fast())
+    }
+
+    pub(super) fn with_shortlist(
+        height: usize,
+        width: usize,
+        dim: usize,
+        config: &PropagationConfig,
+        shortlist: bool,
+    ) -> Self {
         let PropagationConfig { radius, topk: k, context_frames, protocol, .. } = *config;
         let circle = protocol == Protocol::Crw;
         let left = match (circle, radius) {
@@ -158,227 +134,59 @@ impl Affinity {
             (false, radius) if radius >= width - 1 => 0,
             (false, radius) => radius,
         };
-        let window = Window::new(height, width, left, radius, circle);
-        let first_window = circle.then(|| Window::new(height, width, left, usize::MAX, false));
-        let groups = width.div_ceil(GROUP);
+        let geometry = Geometry { height, width, dim, left, radius, circle };
         let cells = height * width;
         let (lists, sums) = match protocol {
             Protocol::TimeCycle => (context_frames + 1, cells * (context_frames + 1)),
             Protocol::Dino | Protocol::Crw => (1, 0),
         };
-        Self {
-            height,
-            width,
-            dim,
-            left,
-            groups,
-            window,
-            first_window,
-            targets: vec![[0.0; GROUP]; height * groups * dim],
-            sharpness: 1.0 / config.temperature,
-            neighbours: Neighbours {
-                k,
-                lists,
-                scores: vec![f32::NEG_INFINITY; cells * lists * k],
-                sources: vec![NONE; cells * lists * k],
-                sums: vec![0.0; sums],
-            },
+        let search = if shortlist {
+            Search::Shortlist(Shortlist::new(geometry))
+        } else {
+            Search::Exhaustive(Exhaustive::new(geometry, config.temperature))
+        };
+        let neighbours = Neighbours {
+            k,
+            lists,
+            scores: vec![f32::NEG_INFINITY; cells * lists * k],
+            sources: vec![NONE; cells * lists * k],
+            sums: vec![0.0; sums],
+        };
+        Self { search, neighbours }
+    }
+
+    /// Empty storage for the embeddings of a frame.
+    pub(super) fn features(&self) -> Features {
+        match &self.search {
+            Search::Exhaustive(search) => Features::Exhaustive(search.features()),
+            Search::Shortlist(search) => Features::Shortlist(search.features()),
         }
     }
 
-    /// Empty storage for the embeddings of a frame in the layout of the search.
-    pub(super) fn features(&self) -> PackedRows {
-        let mut rows = PackedRows::default();
-        let pitch = self.windows().map(|w| w.pitch(self.groups)).max().unwrap_or(0);
-        rows.reset(self.height, self.dim, self.left, pitch);
-        rows
-    }
-
-    fn windows(&self) -> impl Iterator<Item = &Window> {
-        std::iter::once(&self.window).chain(&self.first_window)
-    }
-
     pub(super) fn memory_bytes(&self) -> usize {
-        self.windows().map(|w| size_of_val(w.tiles.as_slice())).sum::<usize>()
-            + size_of_val(self.targets.as_slice())
-            + size_of_val(self.neighbours.scores.as_slice())
-            + size_of_val(self.neighbours.sources.as_slice())
-            + size_of_val(self.neighbours.sums.as_slice())
+        let search = match &self.search {
+            Search::Exhaustive(search) => search.memory_bytes(),
+            Search::Shortlist(search) => search.memory_bytes(),
+        };
+        search + self.neighbours.memory_bytes()
     }
 
     /// The `k` highest dot products of each cell of `cells` (`[height, width, dim]`) with
     /// the context cells in its window, over all context frames together or for each of them.
-    /// Of equal scores the one that comes first by context frame, row and column is kept.
+    /// Of equal scores the one that comes first by context frame, row and column is kept. The context
+    /// has grown or moved on since the last search, if there was one.
     pub(super) fn search(&mut self, cells: &[f32], context: &ContextMemory) -> &Neighbours {
-        self.pack_targets(cells);
-        let mut neighbours = std::mem::take(&mut self.neighbours);
-        let Neighbours { k, lists, .. } = neighbours;
-        let row = self.width * lists;
-        let arch = pulp::Arch::new();
-        let search = &*self;
-        let bands = neighbours
-            .scores
-            .par_chunks_mut(BAND * row * k)
-            .zip(neighbours.sources.par_chunks_mut(BAND * row * k))
-            .enumerate();
-        let band = |i, scores, sources| Band {
-            search,
-            context,
-            first: i * BAND,
-            k,
-            lists,
-            scores,
-            sources,
-        };
-        if neighbours.sums.is_empty() {
-            bands.for_each(|(i, (scores, sources))| {
-                arch.dispatch(Best(band(i, scores, sources)));
-            });
-        } else {
-            bands.zip(neighbours.sums.par_chunks_mut(BAND * row)).for_each(
-                |((i, (scores, sources)), sums)| {
-                    arch.dispatch(BestAndSums(band(i, scores, sources), sums));
-                },
-            );
+        match &mut self.search {
+            Search::Exhaustive(search) => search.search(cells, context, &mut self.neighbours),
+            Search::Shortlist(search) => search.search(cells, context, &mut self.neighbours),
         }
-        self.neighbours = neighbours;
         &self.neighbours
-    }
-
-    fn pack_targets(&mut self, cells: &[f32]) {
-        let (dim, groups) = (self.dim, self.groups);
-        self.targets.par_chunks_mut(groups * dim).zip(cells.par_chunks(self.width * dim)).for_each(
-            |(packed, row)| {
-                for (x, cell) in row.chunks_exact(dim).enumerate() {
-                    let group = &mut packed[x / GROUP * dim..][..dim];
-                    for (channel, value) in group.iter_mut().zip(cell) {
-                        channel[x % GROUP] = *value;
-                    }
-                }
-            },
-        );
-    }
-}
-
-/// The search for up to [`BAND`] target rows.
-struct Band<'a> {
-    search: &'a Affinity,
-    context: &'a ContextMemory,
-    /// The first target row.
-    first: usize,
-    k: usize,
-    lists: usize,
-    /// `[rows, width, lists, k]`
-    scores: &'a mut [f32],
-    /// `[rows, width, lists, k]`
-    sources: &'a mut [u32],
-}
-
-/// The highest scores.
-struct Best<'a>(Band<'a>);
-
-/// The highest scores, and the sums of the softmax, `[rows, width, lists]`.
-struct BestAndSums<'a>(Band<'a>, &'a mut [f32]);
-
-impl pulp::WithSimd for Best<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, simd: S) {
-        self.0.run(simd, |_, _, _| ());
-    }
-}
-
-impl pulp::WithSimd for BestAndSums<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, simd: S) {
-        let Self(band, sums) = self;
-        let sharpness = band.search.sharpness;
-        sums.fill(0.0);
-        band.run(simd, |list, best, strip| {
-            // The sum is relative to the highest score so far, so that no exponential is
-            // beyond what a float holds.
-            let highest = strip.iter().copied().fold(best, f32::max);
-            if highest > f32::NEG_INFINITY {
-                let before = sums[list] * ((best - highest) * sharpness).exp();
-                let here = strip.iter().map(|s| ((s - highest) * sharpness).exp()).sum::<f32>();
-                sums[list] = before + here;
-            }
-        });
-    }
-}
-
-impl Band<'_> {
-    /// `look` is shown every strip of scores with the index of its list in the band, and that
-    /// list's highest score before the strip.
-    #[inline(always)]
-    fn run<S: pulp::Simd>(self, simd: S, mut look: impl FnMut(usize, f32, &[f32; STRIP])) {
-        let Self { search, context, first, k, lists, scores, sources } = self;
-        let Affinity { height, width, dim, left, ref window, ref first_window, .. } = *search;
-        scores.fill(f32::NEG_INFINITY);
-        sources.fill(NONE);
-        let row_size = width * lists * k;
-        let last = first + scores.len() / row_size - 1;
-        let mut out: Tile = [[0.0; STRIP]; GROUP];
-        for frame in 0..context.len() {
-            let window = first_window.as_ref().filter(|_| frame == 0).unwrap_or(window);
-            let radius_y = window.radius_y;
-            let list = if lists == 1 { 0 } else { frame };
-            let features = &context.frame(frame).features;
-            for source_y in first.saturating_sub(radius_y)..=(last + radius_y).min(height - 1) {
-                let source_row = features.row(source_y);
-                let base = (frame * height + source_y) * width;
-                let nearest = source_y.saturating_sub(radius_y).max(first);
-                for y in nearest..=(source_y + radius_y).min(last) {
-                    let kept = (y - first) * row_size..(y - first + 1) * row_size;
-                    let row_scores = &mut scores[kept.clone()];
-                    let row_sources = &mut sources[kept];
-                    let targets = &search.targets[y * search.groups * dim..];
-                    for (group, (vectors, tiles)) in targets
-                        .chunks_exact(dim)
-                        .zip(window.row(y.abs_diff(source_y)).chunks_exact(window.strips))
-                        .enumerate()
-                    {
-                        for (strip, init) in tiles.iter().enumerate() {
-                            let start = window.origin + group * window.step + strip * STRIP;
-                            tile(simd, vectors, source_row, features.pitch, start, init, &mut out);
-                            let columns = group * GROUP..width.min((group + 1) * GROUP);
-                            for (x, strip_scores) in columns.zip(&out) {
-                                let place = x * lists + list;
-                                let top_scores = &mut row_scores[place * k..][..k];
-                                look(
-                                    (y - first) * width * lists + place,
-                                    top_scores[0],
-                                    strip_scores,
-                                );
-                                let worst = top_scores[k - 1];
-                                if !any_above(simd, strip_scores, worst) {
-                                    continue;
-                                }
-                                let top_sources = &mut row_sources[place * k..][..k];
-                                // The window holds every finite score, so `start + i` is
-                                // not before the first cell where one is inserted.
-                                let offset = (base + start).wrapping_sub(left);
-                                for (i, &score) in strip_scores.iter().enumerate() {
-                                    if score > top_scores[k - 1] {
-                                        let source = offset.wrapping_add(i) as u32;
-                                        insert(top_scores, top_sources, score, source);
-                                    }
-                                }
-                            }
-                        }
-                    }
-                }
-            }
-        }
     }
 }
 
 /// Puts a score behind those that are not lower; the last one falls out.
 #[inline]
-fn insert(scores: &mut [f32], sources: &mut [u32], score: f32, source: u32) {
+pub(super) fn insert(scores: &mut [f32], sources: &mut [u32], score: f32, source: u32) {
     let mut i = scores.len() - 1;
     while i > 0 && scores[i - 1] < score {
         scores[i] = scores[i - 1];

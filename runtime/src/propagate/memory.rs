@@ -1,12 +1,12 @@
 //! The context frames: the first one for ever, the latest few in a ring.
 
-use crate::dot::PackedRows;
+use super::affinity::Features;
 
 /// What is kept of one frame.
 #[derive(Debug, Default)]
 pub(super) struct ContextFrame {
     /// Embeddings, laid out for the affinity search.
-    pub(super) features: PackedRows,
+    pub(super) features: Features,
     /// Soft labels, `[cells, channels]`; each cell sums to one.
     pub(super) labels: Vec<f32>,
 }

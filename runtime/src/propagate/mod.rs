@@ -10,12 +10,16 @@
 //! published protocols, for comparisons.
 
 mod affinity;
+mod coarse;
+mod exhaustive;
 mod labels;
 mod masks;
 mod memory;
+mod shortlist;
 #[cfg(test)]
 mod tests;
 mod track;
+mod window;
 
 pub(crate) use labels::first_labels;
 pub(crate) use masks::{FLAT, TRACE};
@@ -296,7 +300,7 @@ impl Propagator {
             labels: vec![0.0; height * width * channels],
         });
         let ContextFrame { features, labels } = &mut memory.current;
-        features.fill(&embedding.data, width);
+        features.fill(&embedding.data, width, dim);
         let grid = (height, width, stride);
         first_labels(mask, grid, &ids, self.config.first_labels, labels);
         memory.keep_as_first();
@@ -326,7 +330,7 @@ impl Propagator {
         }
         let neighbours = state.affinity.search(&embedding.data, &state.memory);
         let mut current = state.memory.take_current();
-        current.features.fill(&embedding.data, state.width);
+        current.features.fill(&embedding.data, state.width, state.dim);
         let carry_labels = match self.config.protocol {
             Protocol::TimeCycle => labels::carry_scaled_labels,
             Protocol::Dino | Protocol::Crw => labels::carry_labels,

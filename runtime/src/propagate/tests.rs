@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod searches;
 mod variants;
 
 /// Embeddings of whole eighths: dot products are exact in any order of summation, so
