@@ -8,7 +8,7 @@ use ort::environment::Environment;
 use ort::session::Session;
 use ort::value::TensorRef;
 
-use super::library::{self, SearchPaths};
+use super::library::{self, ONNX_RUNTIME, SearchPaths};
 use super::{Backend, BackendError, Observe, OutputShape, Source, check_input, one_line};
 
 pub(super) const NAME: &str = "onnxruntime";
@@ -34,7 +34,7 @@ pub(super) fn runtime() -> Result<&'static Runtime, &'static str> {
 }
 
 fn start() -> Result<Runtime, String> {
-    let found = library::find(&SearchPaths::of_process())?;
+    let found = library::find(&ONNX_RUNTIME, &SearchPaths::of_process(&ONNX_RUNTIME))?;
     let failed = |e: String| format!("{} does not start: {e}", found.path.display());
     let environment = ort::init_from(&found.path)
         .map_err(|e| failed(one_line(e)))?

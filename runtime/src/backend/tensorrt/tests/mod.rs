@@ -11,7 +11,7 @@ use conceptseg_tensorrt_fakes::Fakes;
 
 use super::*;
 use crate::backend::fallback::{CpuSource, Fallback};
-use crate::backend::{BackendKind, BackendOptions};
+use crate::backend::{BackendKind, BackendOptions, Cpu};
 use crate::files::sha256_file;
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tiny.onnx");
@@ -107,7 +107,8 @@ fn assert_close(a: &[f32], b: &[f32]) {
 /// A backend that the CPU may stand in for.
 fn with_cpu(machine: &Machine) -> Fallback {
     let NetworkFile { path, input, output, .. } = machine.network();
-    Fallback::new(machine.open(), CpuSource { path, input, output, threads: 1 })
+    let cpu = Cpu { threads: 1, precision: None };
+    Fallback::new(machine.open(), CpuSource { path, input, output, cpu })
 }
 
 #[test]
