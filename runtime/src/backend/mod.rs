@@ -5,6 +5,7 @@
 //! shared libraries are looked for at run time, and where they are absent or broken [`probe`] says why.
 
 mod fallback;
+mod images;
 mod library;
 mod observe;
 mod onnxruntime;
@@ -18,11 +19,13 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+pub use self::images::Images;
 pub(crate) use self::observe::{Observe, open_observed};
 use sha2::{Digest as _, Sha256};
 
 use crate::files::hex;
 use fallback::{CpuSource, Fallback};
+use images::Batches;
 use tensorrt::{GpuOptions, NetworkFile, Places, Precision, TensorRt, TensorRtError};
 
 /// Largest network file that is read, in bytes: the limit of the protobuf format.
@@ -87,11 +90,13 @@ pub enum BackendError {
         /// The names that exist.
         found: String,
     },
-    /// The input slice is not `3 * height * width` long.
+    /// The input slice is not `count * 3 * height * width` long.
     #[error(
-        "the input of {width}x{height} pixels needs {expected} numbers, but {found} were given"
+        "an input of {count} image(s) of {width}x{height} pixels needs {expected} numbers, but {found} were given"
     )]
     Input {
+        /// Number of images.
+        count: usize,
         /// Width in pixels.
         width: usize,
         /// Height in pixels.
@@ -102,10 +107,14 @@ pub enum BackendError {
         found: usize,
     },
     /// The network failed on this input.
-    #[error("{backend} cannot run the network on {width}x{height} pixels: {reason}")]
+    #[error(
+        "{backend} cannot run the network on {count} image(s) of {width}x{height} pixels: {reason}"
+    )]
     Run {
         /// Name of the backend.
         backend: &'static str,
+        /// Number of images.
+        count: usize,
         /// Width in pixels.
         width: usize,
         /// Height in pixels.
@@ -113,11 +122,13 @@ pub enum BackendError {
         /// What the backend said.
         reason: String,
     },
-    /// The output is not `[1, dim, rows, columns]` of 32-bit floats.
+    /// The output is not `[count, dim, rows, columns]` of 32-bit floats.
     #[error(
-        "the network's output has shape {shape:?}; an embedder gives [1, dim, rows, columns] in float32"
+        "the network's output has shape {shape:?}; an embedder gives [{count}, dim, rows, columns] in float32"
     )]
     Output {
+        /// Number of images that went in.
+        count: usize,
         /// The shape found.
         shape: Vec<usize>,
     },
@@ -137,7 +148,7 @@ impl From<TensorRtError> for BackendError {
     }
 }
 
-/// Size of a network's output map.
+/// Size of a network's output map for one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OutputShape {
     /// Channels.
@@ -149,15 +160,24 @@ pub struct OutputShape {
 }
 
 impl OutputShape {
-    /// Reads `[1, dim, height, width]`, whose product must be `length`.
-    fn from_dims(dims: &[usize], length: usize) -> Result<Self, BackendError> {
+    /// Numbers of the map.
+    pub const fn len(&self) -> usize {
+        self.dim * self.height * self.width
+    }
+
+    /// Whether the map has no cell.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads `[count, dim, height, width]`, whose product must be `length`.
+    fn from_dims(dims: &[usize], count: usize, length: usize) -> Result<Self, BackendError> {
+        let product = dims.iter().try_fold(1_usize, |all, &side| all.checked_mul(side));
         match *dims {
-            [1, dim, height, width]
-                if dim.checked_mul(height).and_then(|n| n.checked_mul(width)) == Some(length) =>
-            {
+            [images, dim, height, width] if images == count && product == Some(length) => {
                 Ok(Self { dim, height, width })
             }
-            _ => Err(BackendError::Output { shape: dims.to_vec() }),
+            _ => Err(BackendError::Output { count, shape: dims.to_vec() }),
         }
     }
 }
@@ -170,15 +190,10 @@ pub trait Backend: Send + Sync {
     /// Name, version or library, and threads, for logs.
     fn describe(&self) -> String;
 
-    /// Runs the network on one image: `input` is `[3, height, width]` (N = 1). The output
-    /// `[dim, height / stride, width / stride]` replaces the content of `out`, whose memory is reused.
-    fn run(
-        &self,
-        input: &[f32],
-        width: usize,
-        height: usize,
-        out: &mut Vec<f32>,
-    ) -> Result<OutputShape, BackendError>;
+    /// Runs the network on images of one size, at once where it can. The output
+    /// `[count, dim, height / stride, width / stride]` replaces the content of `out`, whose memory is reused; what is
+    /// returned is the size of one image's part.
+    fn run(&self, images: Images<'_>, out: &mut Vec<f32>) -> Result<OutputShape, BackendError>;
 
     /// The GPU that runs the network, for whoever does the rest of the work there too.
     fn gpu(&self) -> Option<&TensorRt> {
@@ -197,7 +212,7 @@ pub trait Backend: Send + Sync {
 pub enum BackendKind {
     /// TensorRT where a GPU, its driver and the library are found; otherwise the first of ONNX Runtime
     /// and OpenVINO whose library is found and takes the network, OpenVINO before ONNX Runtime where a
-    /// precision is asked for that only it has; otherwise rten.
+    /// precision is asked for that only it has and for networks of 8-bit integers; otherwise rten.
     #[default]
     Auto,
     /// TensorRT on an NVIDIA GPU, or an error that says why not.
@@ -376,13 +391,24 @@ fn open_on_cpu(
             Err(reason) => tracing::info!("computing in fp32: {reason}"),
         }
     }
-    for kind in [BackendKind::Onnxruntime, BackendKind::Openvino] {
+    let mut libraries = [BackendKind::Onnxruntime, BackendKind::Openvino];
+    // Which of them is faster depends on the numbers in the file; see docs/quantization.md.
+    if has_integers(&bytes) {
+        libraries.reverse();
+    }
+    for kind in libraries {
         match load(kind, &source, None) {
             Ok(backend) => return Ok(backend),
             Err(reason) => tracing::info!("going on without {kind}: {reason}"),
         }
     }
     load(BackendKind::Rten, &source, None)
+}
+
+/// Whether layers of an ONNX file compute with 8-bit integers: the operator's name stands in it.
+fn has_integers(onnx: &[u8]) -> bool {
+    let name = b"QuantizeLinear";
+    onnx.windows(name.len()).any(|part| part == name)
 }
 
 /// Whether a precision is one that a backend must be able to compute in; 8-bit integers are in the network's file.
@@ -443,15 +469,6 @@ impl Source<'_> {
 /// Libraries answer with whole paragraphs at times; an error message is one line.
 fn one_line(text: impl fmt::Display) -> String {
     text.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// `[3, height, width]` must be what `input` holds.
-fn check_input(input: &[f32], width: usize, height: usize) -> Result<(), BackendError> {
-    let expected = width.saturating_mul(height).saturating_mul(3);
-    if expected == 0 || input.len() != expected {
-        return Err(BackendError::Input { width, height, expected, found: input.len() });
-    }
-    Ok(())
 }
 
 fn read_network(path: &Path) -> Result<Vec<u8>, BackendError> {

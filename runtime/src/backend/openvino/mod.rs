@@ -12,7 +12,7 @@ use std::thread;
 
 use super::library::{self, OPENVINO, SearchPaths};
 use super::tensorrt::Precision;
-use super::{Backend, BackendError, OutputShape, Source, check_input};
+use super::{Backend, BackendError, Images, OutputShape, Source};
 use api::{Api, Core, Network, Program, Request, Side, c_text};
 
 pub(super) const NAME: &str = "openvino";
@@ -133,6 +133,30 @@ impl OpenVino {
             ],
         )
     }
+
+    /// Runs the network on one image; its map goes to the end of `out`.
+    fn append(&self, image: Images<'_>, out: &mut Vec<f32>) -> Result<OutputShape, BackendError> {
+        let Images { data, count, width, height, .. } = image;
+        let failed = |reason| BackendError::Run { backend: NAME, count, width, height, reason };
+        // No slice is long enough for sides that do not fit.
+        let dims = image.dims().map(|side| side as i64);
+        let at_size = self.at_size(dims).map_err(failed)?;
+        let idle = lock(&at_size.idle).pop();
+        let mut request = match idle {
+            Some(request) => request,
+            None => at_size.program.request().map_err(failed)?,
+        };
+        let answer = request
+            .run((&self.input, data, dims), &self.output, |dims, numbers| {
+                let shape = OutputShape::from_dims(dims, count, numbers.len())?;
+                out.extend_from_slice(numbers);
+                Ok(shape)
+            })
+            .map_err(failed)?;
+        // After an error the request is dropped instead: nobody knows its state.
+        lock(&at_size.idle).push(request);
+        answer
+    }
 }
 
 /// Runs at once, and threads of all of them together; 0 for one per core.
@@ -197,34 +221,15 @@ impl Backend for OpenVino {
         format!("{NAME} {}{precision}{threads}", self.core.api())
     }
 
-    fn run(
-        &self,
-        input: &[f32],
-        width: usize,
-        height: usize,
-        out: &mut Vec<f32>,
-    ) -> Result<OutputShape, BackendError> {
-        check_input(input, width, height)?;
-        let failed = |reason| BackendError::Run { backend: NAME, width, height, reason };
-        // No slice is long enough for sides that do not fit.
-        let dims = [1, 3, height as i64, width as i64];
-        let at_size = self.at_size(dims).map_err(failed)?;
-        let idle = lock(&at_size.idle).pop();
-        let mut request = match idle {
-            Some(request) => request,
-            None => at_size.program.request().map_err(failed)?,
-        };
-        let answer = request
-            .run((&self.input, input, dims), &self.output, |dims, numbers| {
-                let shape = OutputShape::from_dims(dims, numbers.len())?;
-                out.clear();
-                out.extend_from_slice(numbers);
-                Ok(shape)
-            })
-            .map_err(failed)?;
-        // After an error the request is dropped instead: nobody knows its state.
-        lock(&at_size.idle).push(request);
-        answer
+    fn run(&self, images: Images<'_>, out: &mut Vec<f32>) -> Result<OutputShape, BackendError> {
+        images.check()?;
+        out.clear();
+        let mut shape = OutputShape { dim: 0, height: 0, width: 0 };
+        // A program for each number of images would cost memory and time, and computes no faster.
+        for image in images.each() {
+            shape = self.append(image, out)?;
+        }
+        Ok(shape)
     }
 }
 

@@ -28,7 +28,7 @@ fn picture(width: usize, height: usize) -> Vec<f32> {
 
 fn run(backend: &dyn Backend, width: usize, height: usize) -> (OutputShape, Vec<f32>) {
     let mut out = Vec::new();
-    let shape = backend.run(&picture(width, height), width, height, &mut out).unwrap();
+    let shape = backend.run(Images::one(&picture(width, height), width, height), &mut out).unwrap();
     (shape, out)
 }
 
