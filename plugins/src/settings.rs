@@ -14,9 +14,12 @@ use crate::live::{LatePolicy, Rules};
 #[repr(i32)]
 #[enum_type(name = "GstConceptSegBackend")]
 pub enum Backend {
-    /// TensorRT where it and a GPU are found, else ONNX Runtime where its library is found, else `RTen`.
+    /// TensorRT where it and a GPU are found, else ONNX Runtime or OpenVINO where the library is found, else `RTen`.
     #[default]
-    #[enum_value(name = "The fastest that is found: TensorRT, ONNX Runtime, RTen", nick = "auto")]
+    #[enum_value(
+        name = "The fastest that is found: TensorRT, ONNX Runtime, OpenVINO, RTen",
+        nick = "auto"
+    )]
     Auto = 0,
     /// `RTen`, which is built in.
     #[enum_value(name = "RTen, built in", nick = "rten")]
@@ -27,6 +30,9 @@ pub enum Backend {
     /// TensorRT; an error where it or a GPU is not found.
     #[enum_value(name = "TensorRT on an NVIDIA GPU", nick = "tensorrt")]
     Tensorrt = 3,
+    /// OpenVINO; an error where its library is not found.
+    #[enum_value(name = "OpenVINO on the CPU, from its library", nick = "openvino")]
+    Openvino = 4,
 }
 
 impl From<Backend> for BackendKind {
@@ -36,11 +42,12 @@ impl From<Backend> for BackendKind {
             Backend::Rten => Self::Rten,
             Backend::Onnxruntime => Self::Onnxruntime,
             Backend::Tensorrt => Self::Tensorrt,
+            Backend::Openvino => Self::Openvino,
         }
     }
 }
 
-/// How the network computes on a GPU.
+/// How the network computes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, glib::Enum)]
 #[repr(i32)]
 #[enum_type(name = "GstConceptSegPrecision")]
@@ -49,7 +56,6 @@ pub enum Precision {
     #[enum_value(name = "32-bit floats", nick = "fp32")]
     Fp32 = 0,
     /// 16-bit floats.
-    #[default]
     #[enum_value(name = "16-bit floats", nick = "fp16")]
     Fp16 = 1,
     /// 16-bit floats with the range of 32-bit ones.
@@ -58,15 +64,20 @@ pub enum Precision {
     /// 8-bit integers.
     #[enum_value(name = "8-bit integers, from a plan that was calibrated", nick = "int8")]
     Int8 = 3,
+    /// 16-bit floats on a GPU, 32-bit floats on the CPU.
+    #[default]
+    #[enum_value(name = "16-bit floats on a GPU, 32-bit floats on the CPU", nick = "auto")]
+    Auto = 4,
 }
 
-impl From<Precision> for tensorrt::Precision {
+impl From<Precision> for Option<tensorrt::Precision> {
     fn from(precision: Precision) -> Self {
         match precision {
-            Precision::Fp32 => Self::Fp32,
-            Precision::Fp16 => Self::Fp16,
-            Precision::Bf16 => Self::Bf16,
-            Precision::Int8 => Self::Int8,
+            Precision::Fp32 => Some(tensorrt::Precision::Fp32),
+            Precision::Fp16 => Some(tensorrt::Precision::Fp16),
+            Precision::Bf16 => Some(tensorrt::Precision::Bf16),
+            Precision::Int8 => Some(tensorrt::Precision::Int8),
+            Precision::Auto => None,
         }
     }
 }

@@ -58,13 +58,15 @@ impl Default for Settings {
 
 impl Settings {
     fn open(&self, renew: bool) -> Result<Loaded, models::OpenError> {
+        let precision = self.precision.into();
         let gpu = GpuOptions {
             device: self.device,
-            precision: self.precision.into(),
+            precision: Option::unwrap_or_default(precision),
             cpu_fallback: self.cpu_fallback,
             ..GpuOptions::FIRST
         };
         let options = BackendOptions {
+            cpu_precision: precision,
             gpu,
             ..BackendOptions::new(self.backend.into(), self.threads as usize)
         };
@@ -114,7 +116,7 @@ pub static PROPERTIES: Properties<ConceptEmbed> = Properties::new(|| {
         field!(
             glib::ParamSpecEnum::builder_with_default("precision", default.precision)
                 .nick("Precision")
-                .blurb("How the network computes (TensorRT only)")
+                .blurb("How the network computes; bf16 and fp16 on the CPU need OpenVINO and a CPU that has them")
                 .mutable_ready()
                 .build(),
             precision

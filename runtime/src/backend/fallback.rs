@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::tensorrt::TensorRt;
-use super::{Backend, BackendError, OutputShape, open_on_cpu};
+use super::{Backend, BackendError, Cpu, Images, OutputShape, open_on_cpu};
 
 /// What is needed to load the network on the CPU.
 #[derive(Debug)]
@@ -13,7 +13,7 @@ pub(super) struct CpuSource {
     pub(super) path: PathBuf,
     pub(super) input: String,
     pub(super) output: String,
-    pub(super) threads: usize,
+    pub(super) cpu: Cpu,
 }
 
 /// A GPU that the CPU stands in for when it fails.
@@ -36,8 +36,8 @@ impl Fallback {
         if let Some(cpu) = self.cpu.get() {
             return Ok(cpu.as_ref());
         }
-        let CpuSource { path, input, output, threads } = &self.source;
-        let cpu = open_on_cpu(path, input, output, *threads)?;
+        let CpuSource { path, input, output, cpu } = &self.source;
+        let cpu = open_on_cpu(path, (input, output), *cpu)?;
         tracing::warn!("going on with {}: {reason}", cpu.name());
         self.gpu.close();
         Ok(self.cpu.get_or_init(|| cpu).as_ref())
@@ -56,21 +56,15 @@ impl Backend for Fallback {
         }
     }
 
-    fn run(
-        &self,
-        input: &[f32],
-        width: usize,
-        height: usize,
-        out: &mut Vec<f32>,
-    ) -> Result<OutputShape, BackendError> {
+    fn run(&self, images: Images<'_>, out: &mut Vec<f32>) -> Result<OutputShape, BackendError> {
         let error = match self.cpu.get() {
-            Some(cpu) => return cpu.run(input, width, height, out),
-            None => match self.gpu.run(input, width, height, out) {
+            Some(cpu) => return cpu.run(images, out),
+            None => match self.gpu.run(images, out) {
                 Err(BackendError::TensorRt(error)) => error,
                 answer => return answer,
             },
         };
-        self.cpu(&error)?.run(input, width, height, out)
+        self.cpu(&error)?.run(images, out)
     }
 
     fn gpu(&self) -> Option<&TensorRt> {

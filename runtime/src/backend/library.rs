@@ -1,8 +1,8 @@
-//! Finding the shared library of ONNX Runtime.
+//! Finding the shared libraries of ONNX Runtime and OpenVINO.
 //!
 //! The `ort` crate panics on a library that answers its first calls with null. So each candidate
 //! is opened and asked here before `ort` sees it.
-#![allow(unsafe_code)] // The library's entry point is a C function.
+#![allow(unsafe_code)] // A library's entry points are C functions.
 
 use std::cmp::Reverse;
 use std::env::consts::{ARCH, DLL_PREFIX, DLL_SUFFIX};
@@ -14,6 +14,46 @@ use ort::sys::{ORT_API_VERSION, OrtApiBase};
 
 /// Where `scripts/install` puts the library, below a prefix.
 const INSTALLED: &str = "lib/conceptseg";
+
+/// What is looked for.
+pub(super) struct Wanted {
+    /// Name of the file between `lib` and `.so`.
+    stem: &'static str,
+    /// Environment variable with its path.
+    variable: &'static str,
+    /// Package on PyPI that holds it, and folder of it in the repository's `third_party`.
+    package: &'static str,
+    /// Its folder inside that package.
+    inside: &'static str,
+    /// Folder of its maker's own installer.
+    installed: Option<&'static str>,
+    /// Its version, or why a file cannot be used.
+    inspect: fn(&Path) -> Result<String, String>,
+}
+
+pub(super) const ONNX_RUNTIME: Wanted = Wanted {
+    stem: "onnxruntime",
+    variable: "ORT_DYLIB_PATH",
+    package: "onnxruntime",
+    inside: "capi",
+    installed: None,
+    inspect: inspect_onnxruntime,
+};
+
+pub(super) const OPENVINO: Wanted = Wanted {
+    stem: "openvino_c",
+    variable: "OPENVINO_DYLIB_PATH",
+    package: "openvino",
+    inside: "libs",
+    installed: Some("/opt/intel/openvino/runtime/lib/intel64"),
+    inspect: super::openvino::inspect,
+};
+
+impl Wanted {
+    fn file_name(&self) -> String {
+        format!("{DLL_PREFIX}{}{DLL_SUFFIX}", self.stem)
+    }
+}
 
 /// A library that loads, answers and is new enough.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,12 +72,11 @@ pub(super) struct SearchPaths {
 }
 
 impl SearchPaths {
-    /// `ORT_DYLIB_PATH`; else beside the program, `lib/conceptseg` where the program, the user or
-    /// the system has it installed, the repository's `third_party/onnxruntime` (where the set-up
-    /// script puts it), the system's folders, and an active Python environment with the
-    /// `onnxruntime` package.
-    pub(super) fn of_process() -> Self {
-        let chosen = env::var_os("ORT_DYLIB_PATH").filter(|p| !p.is_empty()).map(PathBuf::from);
+    /// The path in the environment variable; else beside the program, `lib/conceptseg` where the program, the
+    /// user or the system has it installed, the repository's `third_party` (where the set-up script puts
+    /// it), the system's folders, and an active Python environment with the package.
+    pub(super) fn of_process(wanted: &Wanted) -> Self {
+        let chosen = env::var_os(wanted.variable).filter(|p| !p.is_empty()).map(PathBuf::from);
         let mut folders = Vec::new();
         if let Some(folder) = env::current_exe().ok().as_deref().and_then(Path::parent) {
             folders.push(folder.to_owned());
@@ -49,46 +88,46 @@ impl SearchPaths {
         }
         folders.push(Path::new("/usr/local").join(INSTALLED));
         if let Some(workspace) = Path::new(env!("CARGO_MANIFEST_DIR")).parent() {
-            folders.push(workspace.join("third_party/onnxruntime"));
+            folders.push(workspace.join("third_party").join(wanted.package));
         }
         folders.extend(["/usr/lib", "/usr/local/lib"].map(PathBuf::from));
         folders.push(PathBuf::from(format!("/usr/lib/{ARCH}-linux-gnu")));
+        folders.extend(wanted.installed.map(PathBuf::from));
         if let Some(python) = env::var_os("VIRTUAL_ENV").filter(|p| !p.is_empty()) {
             let versions =
                 fs::read_dir(Path::new(&python).join("lib")).into_iter().flatten().flatten();
-            folders.extend(versions.map(|v| v.path().join("site-packages/onnxruntime/capi")));
+            let inside = Path::new("site-packages").join(wanted.package).join(wanted.inside);
+            folders.extend(versions.map(|v| v.path().join(&inside)));
         }
         Self { chosen, folders }
     }
 }
 
 /// The first library that can be used, or why there is none.
-pub(super) fn find(paths: &SearchPaths) -> Result<Found, String> {
+pub(super) fn find(wanted: &Wanted, paths: &SearchPaths) -> Result<Found, String> {
+    let (file, variable) = (wanted.file_name(), wanted.variable);
     if let Some(chosen) = &paths.chosen {
-        let candidates = if chosen.is_dir() { candidates(chosen) } else { vec![chosen.clone()] };
-        return first_usable(&candidates).unwrap_or_else(|| {
-            Err(format!(
-                "ORT_DYLIB_PATH names the folder {}, which holds no {}",
-                chosen.display(),
-                file_name()
-            ))
+        let candidates =
+            if chosen.is_dir() { candidates(chosen, &file) } else { vec![chosen.clone()] };
+        return first_usable(wanted, &candidates).unwrap_or_else(|| {
+            Err(format!("{variable} names the folder {}, which holds no {file}", chosen.display()))
         });
     }
-    let all: Vec<PathBuf> = paths.folders.iter().flat_map(|f| candidates(f)).collect();
-    first_usable(&all).unwrap_or_else(|| {
+    let all: Vec<PathBuf> = paths.folders.iter().flat_map(|f| candidates(f, &file)).collect();
+    first_usable(wanted, &all).unwrap_or_else(|| {
         Err(format!(
-            "no {} was found (looked in {}); take it out of the PyPI package onnxruntime and set ORT_DYLIB_PATH to it",
-            file_name(),
+            "no {file} was found (looked in {}); take it out of the PyPI package {} and set {variable} to it",
             paths.folders.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", "),
+            wanted.package,
         ))
     })
 }
 
 /// `None` without candidates; otherwise the first that works, or all reasons.
-fn first_usable(candidates: &[PathBuf]) -> Option<Result<Found, String>> {
+fn first_usable(wanted: &Wanted, candidates: &[PathBuf]) -> Option<Result<Found, String>> {
     let mut reasons = Vec::new();
     for path in candidates {
-        match inspect(path) {
+        match (wanted.inspect)(path) {
             Ok(version) => return Some(Ok(Found { path: path.clone(), version })),
             Err(reason) => reasons.push(format!("{}: {reason}", path.display())),
         }
@@ -96,20 +135,15 @@ fn first_usable(candidates: &[PathBuf]) -> Option<Result<Found, String>> {
     (!reasons.is_empty()).then(|| Err(reasons.join("; ")))
 }
 
-fn file_name() -> String {
-    format!("{DLL_PREFIX}onnxruntime{DLL_SUFFIX}")
-}
-
 /// Libraries in a folder: the plain name first, then the names with a version, newest first.
-fn candidates(folder: &Path) -> Vec<PathBuf> {
-    let plain = file_name();
+fn candidates(folder: &Path, plain: &str) -> Vec<PathBuf> {
     let mut named: Vec<(Option<Reverse<Vec<u32>>>, PathBuf)> = fs::read_dir(folder)
         .into_iter()
         .flatten()
         .flatten()
         .filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;
-            let rest = name.strip_prefix(&plain)?;
+            let rest = name.strip_prefix(plain)?;
             let version = match rest.strip_prefix('.') {
                 Some(version) => {
                     let numbers: Result<Vec<u32>, _> = version.split('.').map(str::parse).collect();
@@ -134,15 +168,20 @@ fn with_cause(error: libloading::Error) -> String {
     }
 }
 
-/// Loads the library and asks for its version.
-fn inspect(path: &Path) -> Result<String, String> {
+/// Loads a library.
+pub(super) fn open_library(path: &Path) -> Result<libloading::Library, String> {
     if !path.is_file() {
         return Err("there is no such file".to_owned());
     }
     let path = path.canonicalize().map_err(|e| e.to_string())?;
     // SAFETY: loading runs the library's initialisers. The file lies where administrators and the
-    // set-up script put ONNX Runtime, or was named by whoever started the program.
-    let library = unsafe { libloading::Library::new(&path) }.map_err(with_cause)?;
+    // set-up script put it, or was named by whoever started the program.
+    unsafe { libloading::Library::new(&path) }.map_err(with_cause)
+}
+
+/// Loads ONNX Runtime and asks for its version.
+fn inspect_onnxruntime(path: &Path) -> Result<String, String> {
+    let library = open_library(path)?;
     // SAFETY: the C interface of ONNX Runtime declares the function with exactly this type.
     let entry =
         unsafe { library.get::<unsafe extern "C" fn() -> *const OrtApiBase>(c"OrtGetApiBase") }
@@ -183,25 +222,26 @@ mod tests {
     #[test]
     fn an_absent_library_is_explained() {
         let dir = tempfile::tempdir().unwrap();
-        let reason = find(&only(dir.path())).unwrap_err();
-        assert!(
-            reason.contains("ORT_DYLIB_PATH") && reason.contains(dir.path().to_str().unwrap()),
-            "{reason}"
-        );
+        for wanted in [&ONNX_RUNTIME, &OPENVINO] {
+            let reason = find(wanted, &only(dir.path())).unwrap_err();
+            for part in [&wanted.file_name(), wanted.variable, dir.path().to_str().unwrap()] {
+                assert!(reason.contains(part), "{reason}");
+            }
+        }
     }
 
     #[test]
     fn a_broken_library_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(file_name());
+        let path = dir.path().join(ONNX_RUNTIME.file_name());
         fs::write(&path, b"not a library").unwrap();
-        let reason = find(&only(dir.path())).unwrap_err();
+        let reason = find(&ONNX_RUNTIME, &only(dir.path())).unwrap_err();
         let named = format!("{}: it does not load: ", path.display());
         assert!(reason.starts_with(&named) && reason.len() > named.len(), "{reason}");
     }
 
     #[test]
-    fn another_library_is_not_onnxruntime() {
+    fn another_library_is_refused() {
         let libc = [
             "/lib/x86_64-linux-gnu/libm.so.6",
             "/lib/aarch64-linux-gnu/libm.so.6",
@@ -211,19 +251,26 @@ mod tests {
             eprintln!("skipped: no libm.so.6 on this machine");
             return;
         };
-        let reason =
-            find(&SearchPaths { chosen: Some(libc.to_owned()), folders: Vec::new() }).unwrap_err();
+        let reason = find(
+            &ONNX_RUNTIME,
+            &SearchPaths { chosen: Some(libc.to_owned()), folders: Vec::new() },
+        )
+        .unwrap_err();
         assert!(reason.contains("OrtGetApiBase"), "{reason}");
+        let reason =
+            find(&OPENVINO, &SearchPaths { chosen: Some(libc.to_owned()), folders: Vec::new() })
+                .unwrap_err();
+        assert!(reason.contains("not a complete OpenVINO library (it has no ov_"), "{reason}");
     }
 
     #[test]
     fn a_chosen_path_is_the_only_one() {
         let paths = SearchPaths {
             chosen: Some("/nonexistent/libonnxruntime.so".into()),
-            ..SearchPaths::of_process()
+            ..SearchPaths::of_process(&ONNX_RUNTIME)
         };
         assert_eq!(
-            find(&paths).unwrap_err(),
+            find(&ONNX_RUNTIME, &paths).unwrap_err(),
             "/nonexistent/libonnxruntime.so: there is no such file"
         );
     }
@@ -231,11 +278,11 @@ mod tests {
     #[test]
     fn the_plain_name_comes_first_then_the_newest() {
         let dir = tempfile::tempdir().unwrap();
-        let plain = file_name();
+        let plain = ONNX_RUNTIME.file_name();
         for suffix in ["", ".1", ".1.9.0", ".1.32.0", ".bak", "x"] {
             fs::write(dir.path().join(format!("{plain}{suffix}")), []).unwrap();
         }
-        let names: Vec<_> = candidates(dir.path())
+        let names: Vec<_> = candidates(dir.path(), &plain)
             .iter()
             .map(|p| p.file_name().unwrap().to_str().unwrap().to_owned())
             .collect();

@@ -1,13 +1,15 @@
 //! Backends: what runs the network of a bundle.
 //!
-//! `rten` is compiled in and always there. ONNX Runtime is two to three times as fast on a CPU, and
-//! TensorRT runs on an NVIDIA GPU; their shared libraries are looked for at run time, and where they
-//! are absent or broken [`probe`] says why.
+//! `rten` is compiled in and always there. ONNX Runtime and OpenVINO are two to three times as fast on
+//! a CPU, OpenVINO twice that in bf16 where the CPU has it, and TensorRT runs on an NVIDIA GPU; their
+//! shared libraries are looked for at run time, and where they are absent or broken [`probe`] says why.
 
 mod fallback;
+mod images;
 mod library;
 mod observe;
 mod onnxruntime;
+mod openvino;
 mod rten;
 pub mod tensorrt;
 
@@ -17,12 +19,14 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+pub use self::images::Images;
 pub(crate) use self::observe::{Observe, open_observed};
 use sha2::{Digest as _, Sha256};
 
 use crate::files::hex;
 use fallback::{CpuSource, Fallback};
-use tensorrt::{GpuOptions, NetworkFile, Places, TensorRt, TensorRtError};
+use images::Batches;
+use tensorrt::{GpuOptions, NetworkFile, Places, Precision, TensorRt, TensorRtError};
 
 /// Largest network file that is read, in bytes: the limit of the protobuf format.
 const MAX_NETWORK: u64 = 2 << 30;
@@ -86,11 +90,13 @@ pub enum BackendError {
         /// The names that exist.
         found: String,
     },
-    /// The input slice is not `3 * height * width` long.
+    /// The input slice is not `count * 3 * height * width` long.
     #[error(
-        "the input of {width}x{height} pixels needs {expected} numbers, but {found} were given"
+        "an input of {count} image(s) of {width}x{height} pixels needs {expected} numbers, but {found} were given"
     )]
     Input {
+        /// Number of images.
+        count: usize,
         /// Width in pixels.
         width: usize,
         /// Height in pixels.
@@ -101,10 +107,14 @@ pub enum BackendError {
         found: usize,
     },
     /// The network failed on this input.
-    #[error("{backend} cannot run the network on {width}x{height} pixels: {reason}")]
+    #[error(
+        "{backend} cannot run the network on {count} image(s) of {width}x{height} pixels: {reason}"
+    )]
     Run {
         /// Name of the backend.
         backend: &'static str,
+        /// Number of images.
+        count: usize,
         /// Width in pixels.
         width: usize,
         /// Height in pixels.
@@ -112,11 +122,13 @@ pub enum BackendError {
         /// What the backend said.
         reason: String,
     },
-    /// The output is not `[1, dim, rows, columns]` of 32-bit floats.
+    /// The output is not `[count, dim, rows, columns]` of 32-bit floats.
     #[error(
-        "the network's output has shape {shape:?}; an embedder gives [1, dim, rows, columns] in float32"
+        "the network's output has shape {shape:?}; an embedder gives [{count}, dim, rows, columns] in float32"
     )]
     Output {
+        /// Number of images that went in.
+        count: usize,
         /// The shape found.
         shape: Vec<usize>,
     },
@@ -136,7 +148,7 @@ impl From<TensorRtError> for BackendError {
     }
 }
 
-/// Size of a network's output map.
+/// Size of a network's output map for one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OutputShape {
     /// Channels.
@@ -148,36 +160,40 @@ pub struct OutputShape {
 }
 
 impl OutputShape {
-    /// Reads `[1, dim, height, width]`, whose product must be `length`.
-    fn from_dims(dims: &[usize], length: usize) -> Result<Self, BackendError> {
+    /// Numbers of the map.
+    pub const fn len(&self) -> usize {
+        self.dim * self.height * self.width
+    }
+
+    /// Whether the map has no cell.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads `[count, dim, height, width]`, whose product must be `length`.
+    fn from_dims(dims: &[usize], count: usize, length: usize) -> Result<Self, BackendError> {
+        let product = dims.iter().try_fold(1_usize, |all, &side| all.checked_mul(side));
         match *dims {
-            [1, dim, height, width]
-                if dim.checked_mul(height).and_then(|n| n.checked_mul(width)) == Some(length) =>
-            {
+            [images, dim, height, width] if images == count && product == Some(length) => {
                 Ok(Self { dim, height, width })
             }
-            _ => Err(BackendError::Output { shape: dims.to_vec() }),
+            _ => Err(BackendError::Output { count, shape: dims.to_vec() }),
         }
     }
 }
 
 /// A loaded network. Calls from several threads are allowed; a backend may take them in turn.
 pub trait Backend: Send + Sync {
-    /// Short name: "tensorrt", "rten" or "onnxruntime".
+    /// Short name: "tensorrt", "onnxruntime", "openvino" or "rten".
     fn name(&self) -> &'static str;
 
     /// Name, version or library, and threads, for logs.
     fn describe(&self) -> String;
 
-    /// Runs the network on one image: `input` is `[3, height, width]` (N = 1). The output
-    /// `[dim, height / stride, width / stride]` replaces the content of `out`, whose memory is reused.
-    fn run(
-        &self,
-        input: &[f32],
-        width: usize,
-        height: usize,
-        out: &mut Vec<f32>,
-    ) -> Result<OutputShape, BackendError>;
+    /// Runs the network on images of one size, at once where it can. The output
+    /// `[count, dim, height / stride, width / stride]` replaces the content of `out`, whose memory is reused; what is
+    /// returned is the size of one image's part.
+    fn run(&self, images: Images<'_>, out: &mut Vec<f32>) -> Result<OutputShape, BackendError>;
 
     /// The GPU that runs the network, for whoever does the rest of the work there too.
     fn gpu(&self) -> Option<&TensorRt> {
@@ -194,8 +210,9 @@ pub trait Backend: Send + Sync {
 /// Which backend to use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum BackendKind {
-    /// TensorRT where a GPU, its driver and the library are found; otherwise ONNX Runtime where its
-    /// library is found and takes the network; otherwise rten.
+    /// TensorRT where a GPU, its driver and the library are found; otherwise the first of ONNX Runtime
+    /// and OpenVINO whose library is found and takes the network, OpenVINO before ONNX Runtime where a
+    /// precision is asked for that only it has and for networks of 8-bit integers; otherwise rten.
     #[default]
     Auto,
     /// TensorRT on an NVIDIA GPU, or an error that says why not.
@@ -204,6 +221,8 @@ pub enum BackendKind {
     Rten,
     /// ONNX Runtime, or an error that says why not.
     Onnxruntime,
+    /// OpenVINO, or an error that says why not.
+    Openvino,
 }
 
 impl BackendKind {
@@ -214,6 +233,7 @@ impl BackendKind {
             Self::Tensorrt => tensorrt::NAME,
             Self::Rten => rten::NAME,
             Self::Onnxruntime => onnxruntime::NAME,
+            Self::Openvino => openvino::NAME,
         }
     }
 }
@@ -226,14 +246,14 @@ impl fmt::Display for BackendKind {
 
 /// A name that is no backend.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("\"{0}\" is not a backend; use auto, tensorrt, rten or onnxruntime")]
+#[error("\"{0}\" is not a backend; use auto, tensorrt, rten, onnxruntime or openvino")]
 pub struct UnknownBackend(String);
 
 impl FromStr for BackendKind {
     type Err = UnknownBackend;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        [Self::Auto, Self::Tensorrt, Self::Rten, Self::Onnxruntime]
+        [Self::Auto, Self::Tensorrt, Self::Rten, Self::Onnxruntime, Self::Openvino]
             .into_iter()
             .find(|kind| kind.as_str() == name)
             .ok_or_else(|| UnknownBackend(name.to_owned()))
@@ -247,6 +267,8 @@ pub struct BackendOptions {
     pub kind: BackendKind,
     /// Threads of one run on the CPU, up to 256; 0: as many as the machine has physical cores.
     pub threads: usize,
+    /// How the network computes on the CPU; without, in 32-bit floats, or as the network's file says.
+    pub cpu_precision: Option<Precision>,
     /// How TensorRT runs the network, where it does.
     pub gpu: GpuOptions,
 }
@@ -254,7 +276,7 @@ pub struct BackendOptions {
 impl BackendOptions {
     /// A backend with that many threads, and the first GPU where it uses one.
     pub const fn new(kind: BackendKind, threads: usize) -> Self {
-        Self { kind, threads, gpu: GpuOptions::FIRST }
+        Self { kind, threads, cpu_precision: None, gpu: GpuOptions::FIRST }
     }
 }
 
@@ -271,7 +293,9 @@ pub struct Probe {
 
 /// Looks which backends can be used, the preferred one first.
 pub fn probe() -> Vec<Probe> {
-    [BackendKind::Tensorrt, BackendKind::Onnxruntime, BackendKind::Rten].map(probe_one).into()
+    [BackendKind::Tensorrt, BackendKind::Onnxruntime, BackendKind::Openvino, BackendKind::Rten]
+        .map(probe_one)
+        .into()
 }
 
 /// Looks whether a backend can be used; `auto` always can.
@@ -281,6 +305,7 @@ pub fn probe_one(kind: BackendKind) -> Probe {
         BackendKind::Onnxruntime => {
             onnxruntime::runtime().map(ToString::to_string).map_err(ToOwned::to_owned)
         }
+        BackendKind::Openvino => openvino::probe(),
         BackendKind::Rten | BackendKind::Auto => Ok("built in".to_owned()),
     };
     Probe { kind, name: kind.as_str(), available }
@@ -291,19 +316,20 @@ pub fn probe_one(kind: BackendKind) -> Probe {
 /// The file must hold its weights itself: an ONNX file that refers to other files is refused.
 ///
 /// # Errors
-/// [`BackendError`] names the file and what is wrong with it. With [`BackendKind::Auto`], a GPU or
-/// an ONNX Runtime that cannot be used is not an error; the reason is logged.
+/// [`BackendError`] names the file and what is wrong with it. With [`BackendKind::Auto`], a GPU,
+/// a library or a precision of the CPU that cannot be used is not an error; the reason is logged.
 pub fn open(
     onnx: &Path,
     input_name: &str,
     output_name: &str,
     options: &BackendOptions,
 ) -> Result<Box<dyn Backend>, BackendError> {
-    let (threads, names) = (options.threads.min(MAX_THREADS), (input_name, output_name));
+    let names = (input_name, output_name);
+    let cpu = Cpu { threads: options.threads.min(MAX_THREADS), precision: options.cpu_precision };
     match options.kind {
         BackendKind::Auto => {
             let gpu = GpuOptions { cpu_fallback: true, ..options.gpu };
-            match open_on_gpu(onnx, names, threads, gpu, Places::of_process()) {
+            match open_on_gpu(onnx, names, cpu, gpu, Places::of_process()) {
                 Ok(backend) => Ok(backend),
                 // Without the file nothing can go on.
                 Err(error @ (BackendError::Io { .. } | BackendError::TooLarge { .. })) => {
@@ -311,43 +337,39 @@ pub fn open(
                 }
                 Err(reason) => {
                     tracing::info!("using the CPU: {}", one_line(reason));
-                    open_on_cpu(onnx, input_name, output_name, threads)
+                    open_on_cpu(onnx, names, cpu)
                 }
             }
         }
-        BackendKind::Tensorrt => {
-            open_on_gpu(onnx, names, threads, options.gpu, Places::of_process())
-        }
+        BackendKind::Tensorrt => open_on_gpu(onnx, names, cpu, options.gpu, Places::of_process()),
         kind => {
             let bytes = read_network(onnx)?;
-            let source = Source {
-                path: onnx,
-                bytes: &bytes,
-                input: input_name,
-                output: output_name,
-                threads,
-            };
-            if kind == BackendKind::Rten {
-                Ok(Box::new(rten::Rten::load(&source)?))
-            } else {
-                Ok(Box::new(onnxruntime::OnnxRuntime::load(&source)?))
-            }
+            let (input, output) = names;
+            let source = Source { path: onnx, bytes: &bytes, input, output, threads: cpu.threads };
+            load(kind, &source, cpu.precision)
         }
     }
+}
+
+/// How a network runs on the CPU.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cpu {
+    pub(crate) threads: usize,
+    pub(crate) precision: Option<Precision>,
 }
 
 /// The network with TensorRT, and with the CPU behind it where that is allowed.
 pub(crate) fn open_on_gpu(
     path: &Path,
     (input, output): (&str, &str),
-    threads: usize,
+    cpu: Cpu,
     options: GpuOptions,
     places: Places,
 ) -> Result<Box<dyn Backend>, BackendError> {
     let sha256 = hex(&Sha256::digest(read_network(path)?));
     let (path, input, output) = (path.to_owned(), input.to_owned(), output.to_owned());
     let source =
-        CpuSource { path: path.clone(), input: input.clone(), output: output.clone(), threads };
+        CpuSource { path: path.clone(), input: input.clone(), output: output.clone(), cpu };
     let gpu = TensorRt::open(NetworkFile { path, sha256, input, output }, places, options)?;
     if !options.cpu_fallback {
         return Ok(Box::new(gpu));
@@ -355,22 +377,64 @@ pub(crate) fn open_on_gpu(
     Ok(Box::new(Fallback::new(gpu, source)))
 }
 
-/// The network with ONNX Runtime, else with rten.
+/// The network with the fastest backend for the CPU that can be used.
 fn open_on_cpu(
     onnx: &Path,
-    input_name: &str,
-    output_name: &str,
-    threads: usize,
+    (input, output): (&str, &str),
+    cpu: Cpu,
 ) -> Result<Box<dyn Backend>, BackendError> {
     let bytes = read_network(onnx)?;
-    let source =
-        Source { path: onnx, bytes: &bytes, input: input_name, output: output_name, threads };
-    match onnxruntime::OnnxRuntime::load(&source) {
-        Ok(backend) => Ok(Box::new(backend)),
-        Err(reason) => {
-            tracing::info!("using the built-in backend rten: {reason}");
-            Ok(Box::new(rten::Rten::load(&source)?))
+    let source = Source { path: onnx, bytes: &bytes, input, output, threads: cpu.threads };
+    if let Some(precision) = cpu.precision.filter(|precision| needs_support(*precision)) {
+        match openvino::OpenVino::load(&source, Some(precision)) {
+            Ok(backend) => return Ok(Box::new(backend)),
+            Err(reason) => tracing::info!("computing in fp32: {reason}"),
         }
+    }
+    let mut libraries = [BackendKind::Onnxruntime, BackendKind::Openvino];
+    // Which of them is faster depends on the numbers in the file; see docs/quantization.md.
+    if has_integers(&bytes) {
+        libraries.reverse();
+    }
+    for kind in libraries {
+        match load(kind, &source, None) {
+            Ok(backend) => return Ok(backend),
+            Err(reason) => tracing::info!("going on without {kind}: {reason}"),
+        }
+    }
+    load(BackendKind::Rten, &source, None)
+}
+
+/// Whether layers of an ONNX file compute with 8-bit integers: the operator's name stands in it.
+fn has_integers(onnx: &[u8]) -> bool {
+    let name = b"QuantizeLinear";
+    onnx.windows(name.len()).any(|part| part == name)
+}
+
+/// Whether a precision is one that a backend must be able to compute in; 8-bit integers are in the network's file.
+const fn needs_support(precision: Precision) -> bool {
+    matches!(precision, Precision::Fp16 | Precision::Bf16)
+}
+
+/// The network with one backend for the CPU.
+fn load(
+    kind: BackendKind,
+    source: &Source<'_>,
+    precision: Option<Precision>,
+) -> Result<Box<dyn Backend>, BackendError> {
+    if kind == BackendKind::Openvino {
+        return Ok(Box::new(openvino::OpenVino::load(source, precision)?));
+    }
+    if let Some(precision) = precision.filter(|precision| *precision != Precision::Fp32) {
+        let reason = format!(
+            "it computes as the network's file says, not in {precision}; leave the precision out, or use openvino or tensorrt"
+        );
+        return Err(BackendError::Unavailable { backend: kind.as_str(), reason });
+    }
+    if kind == BackendKind::Rten {
+        Ok(Box::new(rten::Rten::load(source)?))
+    } else {
+        Ok(Box::new(onnxruntime::OnnxRuntime::load(source)?))
     }
 }
 
@@ -405,15 +469,6 @@ impl Source<'_> {
 /// Libraries answer with whole paragraphs at times; an error message is one line.
 fn one_line(text: impl fmt::Display) -> String {
     text.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// `[3, height, width]` must be what `input` holds.
-fn check_input(input: &[f32], width: usize, height: usize) -> Result<(), BackendError> {
-    let expected = width.saturating_mul(height).saturating_mul(3);
-    if expected == 0 || input.len() != expected {
-        return Err(BackendError::Input { width, height, expected, found: input.len() });
-    }
-    Ok(())
 }
 
 fn read_network(path: &Path) -> Result<Vec<u8>, BackendError> {

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{EmbedError, EmbeddingMap, Model};
+use super::batch::Member;
+use super::{Batching, EmbedError, EmbeddingMap, Model};
 use crate::bundle::{EmbedderEntry, SizeRule};
 use crate::frame::{FrameError, FrameView, Normalization, Preprocessor, network_size};
 
@@ -66,6 +67,9 @@ pub struct FrameEmbedder {
     input: Vec<f32>,
     output: Vec<f32>,
     map: EmbeddingMap,
+    /// Its place among the streams that batch.
+    member: Option<Member>,
+    batch: usize,
 }
 
 impl FrameEmbedder {
@@ -78,8 +82,17 @@ impl FrameEmbedder {
             input: Vec::new(),
             output: Vec::new(),
             map: EmbeddingMap::default(),
+            member: None,
+            batch: 0,
             model,
         }
+    }
+
+    /// An embedder whose frames go through the network together with those of other embedders of the model. Each is to
+    /// be used by a thread of its own.
+    pub fn batched(model: Arc<Model>, batching: Batching) -> Self {
+        let member = (batching.size > 1).then(|| Member::join(&model, batching));
+        Self { member, ..Self::new(model) }
     }
 
     /// The model.
@@ -95,11 +108,19 @@ impl FrameEmbedder {
         Ok(())
     }
 
-    /// Runs the network on the input that was made last.
+    /// Runs the network on the input that was made last. Where the embedder batches, waits for frames of others before.
     pub fn embed(&mut self) -> Result<&EmbeddingMap, EmbedError> {
-        let (w, h) = self.size;
-        self.model.embed(&self.input, w, h, &mut self.output, &mut self.map)?;
+        let ((w, h), map) = (self.size, &mut self.map);
+        self.batch = match &mut self.member {
+            Some(member) => member.embed(&self.input, (w, h), &mut self.output, map)?,
+            None => self.model.embed(&self.input, w, h, &mut self.output, map).map(|()| 1)?,
+        };
         Ok(&self.map)
+    }
+
+    /// How many frames went through the network together with the latest one, that one included.
+    pub const fn batch(&self) -> usize {
+        self.batch
     }
 
     /// The input that was made last, `[3, height, width]`, with its width and height.

@@ -25,9 +25,10 @@ pub struct GpuArgs {
     /// Number of the GPU, from 0 (TensorRT only).
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub device: u32,
-    /// How the network computes (TensorRT only).
-    #[arg(long, value_enum, default_value_t)]
-    pub precision: Precision,
+    /// How the network computes: with TensorRT, fp16 unless set; on the CPU, fp32 unless set, bf16 and fp16 with
+    /// OpenVINO where the CPU has them.
+    #[arg(long, value_enum)]
+    pub precision: Option<Precision>,
     /// Core of the deep-learning accelerator that runs the network (TensorRT only).
     #[arg(long, value_name = "CORE")]
     pub dla: Option<u32>,
@@ -36,13 +37,14 @@ pub struct GpuArgs {
 impl GpuArgs {
     pub fn options(self, cpu_fallback: bool) -> GpuOptions {
         let Self { device, precision, dla } = self;
-        GpuOptions { device, precision, dla, cpu_fallback }
+        GpuOptions { device, precision: precision.unwrap_or_default(), dla, cpu_fallback }
     }
 }
 
 impl BackendArgs {
     pub fn options(&self) -> BackendOptions {
         BackendOptions {
+            cpu_precision: self.gpu.precision,
             gpu: self.gpu.options(self.cpu_fallback),
             ..BackendOptions::new(self.backend, self.threads)
         }
@@ -57,5 +59,8 @@ pub fn cpu_for_auto(kind: BackendKind) -> BackendKind {
 /// The preferred backend on the CPU.
 pub fn on_cpu() -> BackendKind {
     let usable = |kind| backend::probe_one(kind).available.is_ok();
-    if usable(BackendKind::Onnxruntime) { BackendKind::Onnxruntime } else { BackendKind::Rten }
+    [BackendKind::Onnxruntime, BackendKind::Openvino]
+        .into_iter()
+        .find(|kind| usable(*kind))
+        .unwrap_or(BackendKind::Rten)
 }

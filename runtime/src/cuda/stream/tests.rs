@@ -52,8 +52,14 @@ impl Pair {
         let options = GpuOptions { precision: Precision::Fp32, cpu_fallback, ..GpuOptions::FIRST };
         let entry = &bundle.manifest.embedder;
         let names = (entry.input.as_str(), entry.output.as_str());
-        let backend =
-            backend::open_on_gpu(&bundle.embedder_path(), names, 1, options, places).unwrap();
+        let backend = backend::open_on_gpu(
+            &bundle.embedder_path(),
+            names,
+            backend::Cpu { threads: 1, precision: None },
+            options,
+            places,
+        )
+        .unwrap();
         let gpu = Model::with_backend(bundle, backend);
         Some(Self { gpu, cpu, fakes, _bundle: dir })
     }

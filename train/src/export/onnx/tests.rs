@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use conceptseg::backend::{self, BackendError, BackendKind, BackendOptions};
+use conceptseg::backend::{self, BackendError, BackendKind, BackendOptions, Images};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_pcg::Pcg64;
 use tch::nn::VarStore;
@@ -66,7 +66,7 @@ fn both(
     };
     let input = Vec::<f32>::try_from(images.view([-1])).unwrap();
     let mut out = Vec::new();
-    let shape = backend.run(&input, width as usize, height as usize, &mut out).unwrap();
+    let shape = backend.run(Images::one(&input, width as usize, height as usize), &mut out).unwrap();
     let found = Tensor::from_slice(&out).view([
         1,
         shape.dim as i64,

@@ -74,7 +74,7 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
         InputSize::ShortSide(args.short_side).of_entry(entry, width, height);
     let input = InputShape { batch: args.batch, height: input_height, width: input_width };
     ensure!(
-        args.frames.is_none() || args.gpu.precision == Precision::Int8,
+        args.frames.is_none() || args.gpu.precision == Some(Precision::Int8),
         "--frames is for --precision int8 only; other precisions need no frames"
     );
     if let Some(frames) = &args.frames {

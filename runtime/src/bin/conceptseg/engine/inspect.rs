@@ -219,8 +219,11 @@ struct Details {
 
 impl Details {
     fn of(args: &Args, bundle: &Bundle, plan: &StoredPlan, record: &PlanRecord) -> Result<Self> {
-        let gpu =
-            GpuArgs { device: args.device, precision: record.key.precision, dla: record.key.dla };
+        let gpu = GpuArgs {
+            device: args.device,
+            precision: Some(record.key.precision),
+            dla: record.key.dla,
+        };
         let gpu = super::open(bundle, gpu)?;
         gpu.with_gpu(|gpu| {
             let loaded = gpu.load_plan(&plan.path, record)?;

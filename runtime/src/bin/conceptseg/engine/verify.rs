@@ -97,7 +97,8 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     }
     bar.finish_and_clear();
     let agreement = comparison.finish();
-    let least = args.min_cosine.unwrap_or_else(|| usual_cosine(args.gpu.precision));
+    let least =
+        args.min_cosine.unwrap_or_else(|| usual_cosine(args.gpu.precision.unwrap_or_default()));
     let failed = args.failed(&agreement, least);
     show(&agreement, &names, least, args, failed.is_none(), json)?;
     match failed {
