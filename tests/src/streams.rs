@@ -39,15 +39,16 @@ impl RtspServer {
     /// Serves each of the pipelines. Says what is skipped where there is no server to run.
     pub fn start(launches: &[&str]) -> Option<Self> {
         // The first one in the path may be one without the system's packages.
-        ["python3", "/usr/bin/python3"].iter().find_map(|python| Self::run(python, launches)).or_else(
-            || {
+        ["python3", "/usr/bin/python3"]
+            .iter()
+            .find_map(|python| Self::run(python, launches))
+            .or_else(|| {
                 println!(
                     "skipped: no RTSP server; scripts/setup --tests installs python3-gi and \
                      gir1.2-gst-rtsp-server-1.0"
                 );
                 None
-            },
-        )
+            })
     }
 
     fn run(python: &str, launches: &[&str]) -> Option<Self> {
@@ -56,6 +57,7 @@ impl RtspServer {
             .args(launches)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(Stdio::null())
             .spawn()
             .ok()?;
         let stdout = BufReader::new(child.stdout.take()?);
@@ -65,7 +67,7 @@ impl RtspServer {
             stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
         });
         let mut server = Self { child, lines, port: 0 };
-        // A server that cannot start ends and says why on standard error.
+        // A server that cannot start ends.
         let line = server.lines.recv_timeout(Duration::from_secs(60)).ok()?;
         server.port = line.strip_prefix("port ")?.parse().ok()?;
         Some(server)
@@ -110,7 +112,7 @@ pub struct Arrived {
 }
 
 impl Arrived {
-    /// The number of the frame in its stream.
+    /// The number of the frame that the result is of.
     pub fn frame(&self) -> u64 {
         self.record["frame"].as_u64().unwrap_or_else(|| panic!("{}", self.record))
     }
