@@ -6,6 +6,7 @@ use conceptseg::frame::{
 use gst_video::prelude::*;
 use gst_video::{
     VideoCapsBuilder, VideoColorMatrix, VideoColorRange, VideoFormat, VideoFrameRef, VideoInfo,
+    VideoMeta,
 };
 
 /// Formats that the elements take; those of cameras and decoders come first.
@@ -91,15 +92,62 @@ fn check_planes(
 ) -> Result<(), String> {
     for (plane, (&offset, &stride)) in offsets.iter().zip(strides).enumerate().take(format.planes())
     {
-        let (row, rows) = format.plane_layout(plane, width, height);
-        let end = rows
-            .saturating_sub(1)
-            .checked_mul(known_stride(stride)?)
-            .and_then(|n| n.checked_add(offset))
-            .and_then(|n| n.checked_add(row));
+        let end = plane_end(format, plane, (width, height), offset, stride)?;
         if end.is_none_or(|end| size < end) {
             return Err(format!(
                 "plane {plane} of a {width}x{height} {format} frame lies outside of its {size} bytes"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Where a plane ends in its buffer, `None` where no buffer reaches that far.
+fn plane_end(
+    format: PixelFormat,
+    plane: usize,
+    (width, height): (u32, u32),
+    offset: usize,
+    stride: i32,
+) -> Result<Option<usize>, String> {
+    let (row, rows) = format.plane_layout(plane, width, height);
+    let end = rows.saturating_sub(1).checked_mul(known_stride(stride)?);
+    Ok(end.and_then(|n| n.checked_add(offset)).and_then(|n| n.checked_add(row)))
+}
+
+/// Whether a frame may be mapped. The framework takes a `GstVideoMeta` on trust: one of another
+/// format than the caps is a critical warning, and a plane that lies in several memories is mapped
+/// to the end of the first one only. The reason is a sentence.
+pub fn check_meta(buffer: &gst::BufferRef, info: &VideoInfo) -> Result<(), String> {
+    let Some(meta) = buffer.meta::<VideoMeta>() else { return Ok(()) };
+    let (width, height) = (info.width(), info.height());
+    if meta.format() != info.format()
+        || meta.n_planes() != info.n_planes()
+        || meta.width() < width
+        || meta.height() < height
+    {
+        return Err(format!(
+            "its GstVideoMeta is of {}x{} pixels in {}, but its caps are of {width}x{height} in \
+             {}; the element before must send what it negotiated",
+            meta.width(),
+            meta.height(),
+            meta.format(),
+            info.format(),
+        ));
+    }
+    if buffer.n_memory() < 2 {
+        return Ok(());
+    }
+    let format = known_format(info.format())?;
+    for (plane, (&offset, &stride)) in
+        meta.offset().iter().zip(meta.stride()).enumerate().take(format.planes())
+    {
+        let memories = plane_end(format, plane, (width, height), offset, stride)?
+            .and_then(|end| buffer.find_memory(offset..end));
+        if memories.is_none_or(|(memories, _)| memories.len() != 1) {
+            return Err(format!(
+                "plane {plane} does not lie in one piece of memory; the element before must send \
+                 planes whole"
             ));
         }
     }

@@ -6,6 +6,7 @@
 #![allow(clippy::missing_panics_doc, reason = "a panic is how a test fails")]
 
 pub mod browser;
+pub mod streams;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -144,19 +145,29 @@ pub fn trainer_command() -> Command {
 }
 
 /// Runs `gst-launch-1.0` on a pipeline written as on a command line; paths in it may not
-/// hold blanks.
+/// hold blanks. One that hangs ends with 124.
 pub fn gst_launch(pipeline: &str) -> Answer {
-    run(gstreamer("gst-launch-1.0").arg("-q").args(pipeline.split_whitespace()))
+    run(&mut gst_launch_command(pipeline))
+}
+
+/// The command of [`gst_launch`].
+pub fn gst_launch_command(pipeline: &str) -> Command {
+    let mut command = gstreamer("timeout");
+    command.args(["--kill-after=5", "300", "gst-launch-1.0", "-q"]);
+    command.args(pipeline.split_whitespace());
+    command
 }
 
 /// A `GStreamer` tool that sees our plugin. It keeps a registry of its own, so that neither
-/// the user's registry is touched nor an older build of the plugin found.
+/// the user's registry is touched nor an older build of the plugin found. What `GLib` and
+/// `GStreamer` warn of as misuse ends it.
 pub fn gstreamer(tool: &str) -> Command {
     let built = built();
     let mut command = Command::new(tool);
     command
         .env("GST_PLUGIN_PATH", &built.plugins)
         .env("GST_REGISTRY", built.plugins.join("registry.bin"))
+        .env("G_DEBUG", "fatal-warnings")
         .env("LC_ALL", "C.UTF-8");
     command
 }

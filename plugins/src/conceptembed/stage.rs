@@ -41,15 +41,17 @@ impl Stage for EmbedStage {
             other => other.insert(FrameEmbedder::new(loaded.model)),
         };
         {
+            let unusable = |reason| {
+                message(gst::StreamError::Format, &format!("Cannot use a frame: {reason}"))
+            };
+            video::check_meta(&frame, &info).map_err(unusable)?;
             let frame = VideoFrameRef::from_buffer_ref_readable(&frame, &info).map_err(|e| {
                 message(
                     gst::ResourceError::Read,
                     &format!("Cannot read a frame: {e}; the element before must send whole frames"),
                 )
             })?;
-            let view = video::frame_view(&frame, &info).map_err(|e| {
-                message(gst::StreamError::Format, &format!("Cannot use a frame: {e}"))
-            })?;
+            let view = video::frame_view(&frame, &info).map_err(unusable)?;
             embedder
                 .prepare(&view, InputSize::ShortSide(short_side))
                 .map_err(|e| message(gst::StreamError::Failed, &sentence(&e)))?;

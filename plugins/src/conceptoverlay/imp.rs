@@ -113,6 +113,8 @@ impl State {
         if !concepts && !masks {
             return Ok(());
         }
+        video::check_meta(buffer, info)
+            .map_err(|reason| format!("Cannot draw onto a frame: {reason}"))?;
         let mut frame = VideoFrameRef::from_buffer_ref_writable(buffer, info)
             .map_err(|e| format!("Cannot write to a frame: {e}"))?;
         let mut view = video::frame_view_mut(&mut frame, info)?;

@@ -10,6 +10,7 @@ use std::sync::Once;
 
 use conceptseg::bundle::{BundleWriter, Codebook};
 use conceptseg::labels::LabelMap;
+use gst::glib::{self, LogLevels};
 use gst::prelude::*;
 use gst_check::Harness;
 use tempfile::TempDir;
@@ -21,10 +22,12 @@ pub const FORMATS: [&str; 11] =
 /// Channels of the test network.
 const DIM: usize = 32;
 
-/// Starts the framework with the elements of this crate.
+/// Starts the framework with the elements of this crate. What `GLib` and `GStreamer` warn of as
+/// misuse ends the process, as with `G_DEBUG=fatal-warnings`.
 pub fn init() {
     static INIT: Once = Once::new();
     INIT.call_once(|| {
+        glib::log_set_always_fatal(LogLevels::LEVEL_CRITICAL | LogLevels::LEVEL_WARNING);
         gst::init().unwrap();
         gstconceptseg::plugin_register_static().unwrap();
     });
@@ -46,7 +49,12 @@ impl Fixture {
 
     /// Writes a bundle whose concepts have names that begin with `prefix`.
     pub fn write_bundle(&self, name: &str, prefix: &str) -> PathBuf {
-        let onnx = Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/testdata/tiny.onnx");
+        self.write_bundle_of(name, prefix, "tiny.onnx")
+    }
+
+    /// The same around another network of the test data.
+    pub fn write_bundle_of(&self, name: &str, prefix: &str, network: &str) -> PathBuf {
+        let onnx = Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/testdata").join(network);
         let count = 8;
         let mut vectors = vec![0.0; count * DIM];
         for id in 0..count {
