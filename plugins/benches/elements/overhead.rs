@@ -31,6 +31,9 @@ pub struct Options {
     /// Milliseconds between frames where late-policy is skip.
     #[arg(long, default_value_t = 20)]
     interval: u64,
+    /// Only the elements whose names begin so.
+    #[arg(long, default_value = "")]
+    only: String,
 }
 
 /// Frames that are sent again and again.
@@ -50,7 +53,8 @@ pub fn run(all: &super::Options, own: &Options) -> anyhow::Result<()> {
     println!("|---|---|---|---|---|---|---|");
     for format in ["NV12", "RGB"] {
         let inputs = Inputs::new(all, format)?;
-        let mut rows = Case::ALL.map(Row::new);
+        let cases = Case::ALL.iter().filter(|case| case.name().0.starts_with(&own.only));
+        let mut rows: Vec<Row> = cases.copied().map(Row::new).collect();
         for _ in 0..own.rounds {
             for row in &mut rows {
                 row.add(&row.case.run(all, own, &inputs)?);
@@ -109,17 +113,28 @@ struct Inputs {
     embedded: Vec<gst::Buffer>,
     complete: Vec<gst::Buffer>,
     first: gst::Buffer,
+    /// Holds the model, which the concepts are looked up in.
+    holder: gst::Element,
+}
+
+impl Drop for Inputs {
+    fn drop(&mut self) {
+        // Going down cannot fail.
+        let _ = self.holder.set_state(gst::State::Null);
+    }
 }
 
 impl Inputs {
     fn new(all: &super::Options, format: &'static str) -> anyhow::Result<Self> {
+        let holder = all.element("conceptembed", "block")?;
+        holder.set_state(gst::State::Paused)?;
         let (plain, mask) = frames(format, FRAMES, STEP)?;
         let first = gst::Buffer::from_slice(mask.data);
         let embedded = through(&all.element("conceptembed", "block")?, format, &plain)?;
         let label = element("conceptlabel", "block")?;
         let labelled = through(&label, format, &embedded)?;
         let complete = through(&propagate("block", &first)?, format, &labelled)?;
-        Ok(Self { format, plain, embedded, complete, first })
+        Ok(Self { format, plain, embedded, complete, first, holder })
     }
 }
 
@@ -158,7 +173,7 @@ type Times = Vec<(f64, f64)>;
 
 impl Case {
     fn run(self, all: &super::Options, own: &Options, inputs: &Inputs) -> anyhow::Result<Times> {
-        let Inputs { format, plain, embedded, complete, first } = inputs;
+        let Inputs { format, plain, embedded, complete, first, .. } = inputs;
         match self {
             Self::Embed(policy) => {
                 let embed = all.element("conceptembed", policy)?;

@@ -45,10 +45,11 @@ impl Stage for LabelStage {
         embedding.read(&mut self.embedding)?;
         let mut source = embedding.source;
         let (codebook, out) = (model.codebook(), &mut self.concepts);
+        let computing = Instant::now();
         self.labeler
             .label(&self.embedding, codebook, &config, source.width, source.height, out)
             .map_err(|e| message(gst::StreamError::Failed, &sentence(&e)))?;
-        source.times.concepts = began.elapsed();
+        source.times.concepts = computing.elapsed();
         let value = ConceptPart::new(out, &model.bundle().names, source.clone())?;
         Ok(Found { source, began, value })
     }

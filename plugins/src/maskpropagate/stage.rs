@@ -56,6 +56,7 @@ impl Stage for PropagateStage {
             embedding.read(&mut self.embedding)?;
         }
         let mut source = embedding.source;
+        let computing = Instant::now();
         let masks = if self.track.is_active() {
             self.track
                 .step(&self.embedding, source.width, source.height)
@@ -64,7 +65,7 @@ impl Stage for PropagateStage {
             None
         };
         if masks.is_some() {
-            source.times.propagation = began.elapsed();
+            source.times.propagation = computing.elapsed();
         }
         let value = masks.map(|masks| MaskPart::new(masks, source.clone())).transpose()?;
         Ok(Found { source, began, value })
