@@ -227,7 +227,9 @@ fn live_streams_come_and_go_while_others_play() {
         }
         assert_eq!(error_text(&pipeline.bus().unwrap()), None);
     }
-    guests.iter().for_each(|guest| guest.seen.wait_for(5));
+    for guest in &guests {
+        guest.seen.wait_for(5);
+    }
     let rest = guests.into_iter().chain(steady);
     let seen: Vec<Seen> = rest.map(|branch| branch.remove(&pipeline)).collect();
     pipeline.set_state(gst::State::Null).unwrap();
@@ -264,7 +266,9 @@ fn streams_of_all_sizes_and_formats_share_one_engine() {
             (size, Line::new(&source("ball", common::FORMATS[i], size, 6), element))
         })
         .collect();
-    lines.iter().for_each(|(_, line)| line.play());
+    for (_, line) in &lines {
+        line.play();
+    }
     let mut models = HashSet::new();
     for (i, ((width, height), line)) in lines.iter().enumerate() {
         line.play_to_the_end();

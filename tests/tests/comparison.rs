@@ -35,10 +35,8 @@ fn every_row_names_a_test_that_exists() {
 fn every_source_that_is_referred_to_is_listed_and_the_other_way_round() {
     let text = fs::read_to_string(root().join("docs/comparison.md")).unwrap();
     let (table, sources) = text.split_once("## Sources").unwrap();
-    let listed: Vec<_> = sources
-        .lines()
-        .filter_map(|line| line.strip_prefix("- ")?.split_once(' '))
-        .collect();
+    let listed: Vec<_> =
+        sources.lines().filter_map(|line| line.strip_prefix("- ")?.split_once(' ')).collect();
     assert!(listed.iter().all(|(_, address)| address.starts_with("<https://")));
     for (mark, _) in &listed {
         assert!(table.contains(mark), "nothing refers to {mark}");

@@ -251,7 +251,7 @@ fn computation(element: &gst::Element, frame: &gst::BufferRef) -> anyhow::Result
     } else {
         let analysis = Analysis::from_buffer(frame)?.context("no results")?;
         let of = |found: Option<&(gstconceptseg::meta::Source, _)>| {
-            found.map(|(source, _)| source.times.clone())
+            found.map(|(source, _)| source.times)
         };
         match factory.name().as_str() {
             "conceptlabel" => of(analysis.concepts_source()).context("no concepts")?.concepts,

@@ -25,6 +25,9 @@ pub struct Options {
     /// Results that each stream has to have before the measurement begins.
     #[arg(long, default_value_t = 6)]
     warm_up: u64,
+    /// Draws onto the frames, which takes more of the processor than all the rest but the network.
+    #[arg(long)]
+    draw: bool,
     /// Seconds of each measurement.
     #[arg(long, default_value_t = 15)]
     seconds: u64,
@@ -58,6 +61,9 @@ pub fn run(all: &super::Options, own: &Options) -> anyhow::Result<()> {
         while streams.len() < count {
             let element = all.element("conceptseg", &own.policy)?;
             element.set_property("initial-mask", &first);
+            if !own.draw {
+                element.set_property_from_str("draw", "0");
+            }
             streams.push(Stream::start(element, own, Arc::clone(&pictures))?);
         }
         while streams.iter().any(|stream| stream.seen.results.load(Ordering::Relaxed) < own.warm_up)
@@ -65,7 +71,9 @@ pub fn run(all: &super::Options, own: &Options) -> anyhow::Result<()> {
             streams.iter().try_for_each(Stream::check)?;
             std::thread::sleep(Duration::from_millis(100));
         }
-        streams.iter().for_each(|stream| stream.seen.reset());
+        for stream in &streams {
+            stream.seen.reset();
+        }
         let begin = Instant::now();
         let mut memory = 0.0_f64;
         while begin.elapsed() < Duration::from_secs(own.seconds) {
@@ -79,8 +87,7 @@ pub fn run(all: &super::Options, own: &Options) -> anyhow::Result<()> {
             counts.sum::<u64>() as f64 / seconds
         };
         let mut ages: Vec<f64> = streams.iter().flat_map(|stream| stream.seen.ages()).collect();
-        let mut network: Vec<f64> =
-            streams.iter().filter_map(|stream| stream.network_median()).collect();
+        let mut network: Vec<f64> = streams.iter().filter_map(Stream::network_median).collect();
         let (one, of_one) = *base.get_or_insert((count, memory));
         let added = count.checked_sub(one).filter(|&n| n > 0);
         println!(
