@@ -44,6 +44,10 @@ pub struct Loaded {
     pub id: u64,
     /// The model.
     pub model: Arc<Model>,
+    /// Held while the network runs. One run takes all threads of the backend, so that two at once
+    /// would take as long as one after the other, but memory for both. Fair: a lock that is held
+    /// for longer than a millisecond goes to the stream that has waited longest.
+    pub turn: Arc<parking_lot::Mutex<()>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,11 +63,13 @@ struct Entry {
     /// The ids of engines that hold it.
     engines: Vec<String>,
     model: Weak<Model>,
+    turn: Arc<parking_lot::Mutex<()>>,
 }
 
 impl Entry {
     fn loaded(&self) -> Option<Loaded> {
-        Some(Loaded { id: self.id, model: self.model.upgrade()? })
+        let model = self.model.upgrade()?;
+        Some(Loaded { id: self.id, model, turn: Arc::clone(&self.turn) })
     }
 }
 
@@ -109,8 +115,10 @@ pub fn open(
             let weak = Arc::downgrade(&model);
             let mut models = lock(&MODELS);
             models.retain(|entry| entry.model.strong_count() > 0);
-            models.insert(0, Entry { id, key, engines: Vec::new(), model: weak });
-            Loaded { id, model }
+            let turn = Arc::default();
+            let loaded = Loaded { id, model, turn: Arc::clone(&turn) };
+            models.insert(0, Entry { id, key, engines: Vec::new(), model: weak, turn });
+            loaded
         }
     };
     if let Some(engine) = engine {

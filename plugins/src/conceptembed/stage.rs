@@ -10,7 +10,7 @@ use gst_video::{VideoFrameRef, VideoInfo};
 
 use crate::errors::message;
 use crate::live::{Found, Moment, Stage};
-use crate::meta::{Embedding, Source};
+use crate::meta::{Embedding, Shelf, Source};
 use crate::models::Loaded;
 use crate::video;
 
@@ -27,6 +27,7 @@ pub struct Input {
 #[derive(Default)]
 pub struct EmbedStage {
     embedder: Option<FrameEmbedder>,
+    shelf: Shelf<f32>,
 }
 
 impl Stage for EmbedStage {
@@ -38,7 +39,7 @@ impl Stage for EmbedStage {
         let began = Instant::now();
         let embedder = match &mut self.embedder {
             Some(embedder) if Arc::ptr_eq(embedder.model(), &loaded.model) => embedder,
-            other => other.insert(FrameEmbedder::new(loaded.model)),
+            other => other.insert(FrameEmbedder::new(Arc::clone(&loaded.model))),
         };
         {
             let unusable = |reason| {
@@ -58,7 +59,10 @@ impl Stage for EmbedStage {
         }
         let preprocess = began.elapsed();
         let prepared = Instant::now();
+        let turn = loaded.turn.lock();
         embedder.embed().map_err(|e| message(gst::StreamError::Failed, &sentence(&e)))?;
+        drop(turn);
+        // With the wait for the turn: a result is as old as all of that when it is there.
         let times = StageTimes { preprocess, network: prepared.elapsed(), ..StageTimes::default() };
         let source = Source {
             frame: moment.frame,
@@ -67,7 +71,7 @@ impl Stage for EmbedStage {
             height: info.height(),
             times,
         };
-        let value = Embedding::new(embedder.map(), source.clone(), loaded.id);
+        let value = Embedding::new(embedder.map(), source.clone(), loaded.id, &self.shelf);
         Ok(Found { source, began, value })
     }
 }

@@ -9,7 +9,7 @@ use conceptseg::errors::sentence;
 
 use crate::errors::message;
 use crate::live::{Found, Stage};
-use crate::meta::{ConceptPart, Embedding};
+use crate::meta::{ConceptPart, Embedding, Shelf};
 
 /// Embeddings, and the model that made them.
 pub struct Input {
@@ -23,6 +23,7 @@ pub struct LabelStage {
     labeler: ConceptLabeler,
     embedding: EmbeddingMap,
     concepts: ConceptMap,
+    shelf: Shelf<u16>,
 }
 
 impl LabelStage {
@@ -31,6 +32,7 @@ impl LabelStage {
             labeler: ConceptLabeler::new(),
             embedding: EmbeddingMap::default(),
             concepts: ConceptMap::default(),
+            shelf: Shelf::default(),
         }
     }
 }
@@ -45,11 +47,12 @@ impl Stage for LabelStage {
         embedding.read(&mut self.embedding)?;
         let mut source = embedding.source;
         let (codebook, out) = (model.codebook(), &mut self.concepts);
+        let computing = Instant::now();
         self.labeler
             .label(&self.embedding, codebook, &config, source.width, source.height, out)
             .map_err(|e| message(gst::StreamError::Failed, &sentence(&e)))?;
-        source.times.concepts = began.elapsed();
-        let value = ConceptPart::new(out, &model.bundle().names, source.clone())?;
+        source.times.concepts = computing.elapsed();
+        let value = ConceptPart::new(out, &model.bundle().names, source.clone(), &self.shelf)?;
         Ok(Found { source, began, value })
     }
 }

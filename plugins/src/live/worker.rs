@@ -76,6 +76,8 @@ struct Slot<S: Stage> {
     job: Option<S::Input>,
     /// From the moment a job is given until its result is there.
     busy: bool,
+    /// When the latest job was given.
+    given: Instant,
     latest: Latest<S>,
     failure: Option<gst::ErrorMessage>,
     flushing: bool,
@@ -90,6 +92,7 @@ impl<S: Stage> Worker<S> {
         let slot = Slot {
             job: None,
             busy: false,
+            given: Instant::now(),
             latest: None,
             failure: None,
             flushing: false,
@@ -136,17 +139,19 @@ impl<S: Stage> Worker<S> {
         if !was_busy && let Some(input) = work()? {
             slot.job = Some(input);
             slot.busy = true;
+            slot.given = Instant::now();
             self.ensure_thread()?;
             self.shared.changed.notify_all();
         }
-        let begin = Instant::now();
         while slot.busy
             && !slot.flushing
             && let Some(latest) = &slot.latest
             && latest.is_late(now)
         {
-            let longest = latest.source.cost() + GRACE;
-            let Some(left) = longest.checked_sub(begin.elapsed()) else { break };
+            // What takes twice as long as the last time is stuck behind other streams or programs:
+            // frames that all wait for it would slow the stream down.
+            let longest = 2 * latest.source.cost() + GRACE;
+            let Some(left) = longest.checked_sub(slot.given.elapsed()) else { break };
             slot = self.wait(slot, left);
         }
         Ok((slot.latest.clone(), was_busy))

@@ -8,7 +8,7 @@ use conceptseg::propagate::{MaskChange, MaskTrack, PropagateError, PropagationCo
 
 use crate::errors::message;
 use crate::live::{Found, Stage};
-use crate::meta::{Embedding, MaskPart};
+use crate::meta::{Embedding, MaskPart, Shelf};
 
 /// What happens before a frame is worked on.
 #[derive(Debug, Clone)]
@@ -29,12 +29,13 @@ pub struct Input {
 pub struct PropagateStage {
     track: MaskTrack,
     embedding: EmbeddingMap,
+    shelf: Shelf<u8>,
 }
 
 impl PropagateStage {
     pub fn new() -> Self {
         let track = MaskTrack::new(PropagationConfig::default());
-        Self { track, embedding: EmbeddingMap::default() }
+        Self { track, embedding: EmbeddingMap::default(), shelf: Shelf::default() }
     }
 }
 
@@ -56,6 +57,7 @@ impl Stage for PropagateStage {
             embedding.read(&mut self.embedding)?;
         }
         let mut source = embedding.source;
+        let computing = Instant::now();
         let masks = if self.track.is_active() {
             self.track
                 .step(&self.embedding, source.width, source.height)
@@ -64,9 +66,10 @@ impl Stage for PropagateStage {
             None
         };
         if masks.is_some() {
-            source.times.propagation = began.elapsed();
+            source.times.propagation = computing.elapsed();
         }
-        let value = masks.map(|masks| MaskPart::new(masks, source.clone())).transpose()?;
+        let part = |masks| MaskPart::new(masks, source.clone(), &self.shelf);
+        let value = masks.map(part).transpose()?;
         Ok(Found { source, began, value })
     }
 }

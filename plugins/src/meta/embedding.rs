@@ -3,19 +3,10 @@
 use conceptseg::embed::EmbeddingMap;
 
 use super::source::{from_structure, to_structure};
-use super::{Age, MetaError, Source, find, replace};
+use super::{Age, MetaError, Shelf, Source, find, replace};
 
 /// Name of the metadata, for `gst_buffer_get_custom_meta`.
 pub const EMBEDDING_NAME: &str = "ConceptSegEmbeddingMeta";
-
-/// Floats that a `GstBuffer` holds without a copy.
-struct Floats(Vec<f32>);
-
-impl AsRef<[u8]> for Floats {
-    fn as_ref(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.0)
-    }
-}
 
 /// The embeddings of one frame. Clones share them.
 #[derive(Debug, Clone)]
@@ -34,7 +25,9 @@ pub struct Embedding {
 
 impl Embedding {
     /// Copies a map.
-    pub fn new(map: &EmbeddingMap, source: Source, model: u64) -> Self {
+    pub fn new(map: &EmbeddingMap, source: Source, model: u64, shelf: &Shelf<f32>) -> Self {
+        let mut values = shelf.take();
+        values.extend_from_slice(&map.data);
         let side = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Self {
             source,
@@ -43,7 +36,7 @@ impl Embedding {
             columns: side(map.width),
             channels: side(map.dim),
             stride: side(map.stride),
-            data: gst::Buffer::from_slice(Floats(map.data.clone())),
+            data: shelf.buffer(values),
         }
     }
 
@@ -104,7 +97,11 @@ impl Embedding {
         let [height, width, dim] = shape;
         (out.height, out.width, out.dim, out.stride) = (height, width, dim, self.stride as usize);
         out.data.clear();
-        out.data.extend(values.iter().map(|&value| f32::from_ne_bytes(value)));
+        match bytemuck::try_cast_slice(&bytes) {
+            Ok(floats) => out.data.extend_from_slice(floats),
+            // Another element's copy may lie anywhere.
+            Err(_) => out.data.extend(values.iter().map(|&value| f32::from_ne_bytes(value))),
+        }
         Ok(())
     }
 }

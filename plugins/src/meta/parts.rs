@@ -11,7 +11,7 @@ use gst_video::{VideoFormat, VideoFrameFlags, VideoMeta};
 
 use super::analytics::{self, Regions};
 use super::source::to_structure;
-use super::{Age, MetaError, NAME, Source};
+use super::{Age, MetaError, NAME, Shelf, Source};
 
 /// The concepts of one frame. Clones share them.
 #[derive(Debug, Clone)]
@@ -26,25 +26,24 @@ pub struct ConceptPart {
 }
 
 impl ConceptPart {
-    /// Copies a map.
+    /// Takes the pixels of a map, and leaves memory of the shelf in their place.
     ///
     /// # Errors
     /// [`MetaError::Attach`] where there is no memory for it.
-    pub fn new(map: &ConceptMap, names: &ConceptNames, source: Source) -> Result<Self, MetaError> {
-        let mut pixels = gst::Buffer::with_size(map.concepts.len() * 2)?;
-        fill(&mut pixels, VideoFormat::Gray16Le, map.width, map.height, |bytes| {
-            for (pair, id) in bytes.chunks_exact_mut(2).zip(&map.concepts) {
-                pair.copy_from_slice(&id.to_le_bytes());
-            }
-        })?;
+    pub fn new(
+        map: &mut ConceptMap,
+        names: &ConceptNames,
+        source: Source,
+        shelf: &Shelf<u16>,
+    ) -> Result<Self, MetaError> {
+        let (segments, summary) = (segments(map), summary(map, names));
         let ids: BTreeSet<u32> = map.segment_list.iter().map(|s| u32::from(s.concept)).collect();
-        Ok(Self {
-            source,
-            map: pixels,
-            segments: segments(map),
-            summary: summary(map, names),
-            ids: ids.into_iter().collect(),
-        })
+        let mut pixels = std::mem::replace(&mut map.concepts, shelf.take());
+        for id in &mut pixels {
+            *id = id.to_le();
+        }
+        let pixels = described(shelf.buffer(pixels), VideoFormat::Gray16Le, map.width, map.height)?;
+        Ok(Self { source, map: pixels, segments, summary, ids: ids.into_iter().collect() })
     }
 
     /// Attaches the concepts to `buffer`, beside other results.
@@ -80,11 +79,10 @@ impl MaskPart {
     ///
     /// # Errors
     /// [`MetaError::Attach`] where there is no memory for it.
-    pub fn new(map: &MaskMap, source: Source) -> Result<Self, MetaError> {
-        let mut pixels = gst::Buffer::with_size(map.labels.len())?;
-        fill(&mut pixels, VideoFormat::Gray8, map.width, map.height, |bytes| {
-            bytes.copy_from_slice(&map.labels);
-        })?;
+    pub fn new(map: &MaskMap, source: Source, shelf: &Shelf<u8>) -> Result<Self, MetaError> {
+        let mut pixels = shelf.take();
+        pixels.extend_from_slice(&map.labels);
+        let pixels = described(shelf.buffer(pixels), VideoFormat::Gray8, map.width, map.height)?;
         let seen = map.instances.iter().filter(|instance| instance.area > 0);
         let ids = std::iter::once(0).chain(seen.map(|instance| u32::from(instance.id))).collect();
         Ok(Self { source, map: pixels, instances: instances(map), ids })
@@ -125,21 +123,18 @@ fn with_results(
     Ok(())
 }
 
-/// Writes the pixels of a new buffer and describes them; rows follow each other without gaps.
-fn fill(
-    buffer: &mut gst::Buffer,
+/// Says what the pixels of a new buffer are, whose rows follow each other without gaps.
+fn described(
+    mut buffer: gst::Buffer,
     format: VideoFormat,
     width: u32,
     height: u32,
-    write: impl FnOnce(&mut [u8]),
-) -> Result<(), gst::glib::BoolError> {
-    let buffer =
-        buffer.get_mut().ok_or_else(|| gst::glib::bool_error!("the new buffer is shared"))?;
-    write(&mut buffer.map_writable()?);
-    let stride = i32::try_from(buffer.size() / (height.max(1) as usize))
+) -> Result<gst::Buffer, gst::glib::BoolError> {
+    let new = buffer.get_mut().ok_or_else(|| gst::glib::bool_error!("the new buffer is shared"))?;
+    let stride = i32::try_from(new.size() / (height.max(1) as usize))
         .map_err(|_| gst::glib::bool_error!("rows of {} pixels are too long", width))?;
-    VideoMeta::add_full(buffer, VideoFrameFlags::empty(), format, width, height, &[0], &[stride])?;
-    Ok(())
+    VideoMeta::add_full(new, VideoFrameFlags::empty(), format, width, height, &[0], &[stride])?;
+    Ok(buffer)
 }
 
 fn instances(map: &MaskMap) -> gst::Array {
