@@ -112,7 +112,7 @@ impl std::fmt::Debug for Model {
         f.debug_struct("Model")
             .field("bundle", &self.bundle.dir)
             .field("backend", &self.backend.describe())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

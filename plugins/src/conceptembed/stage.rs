@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use conceptseg::embed::{FrameEmbedder, InputSize};
+use conceptseg::embed::{Batching, FrameEmbedder, InputSize};
 use conceptseg::errors::sentence;
 use conceptseg::stream::StageTimes;
 use gst_video::{VideoFrameRef, VideoInfo};
@@ -23,23 +23,39 @@ pub struct Input {
     pub moment: Moment,
 }
 
+/// The embeddings of a frame, and how many frames the network saw together with it, itself included.
+pub struct Embedded {
+    pub embedding: Embedding,
+    pub batch: usize,
+}
+
 /// Keeps the memory of the network's input and output.
-#[derive(Default)]
 pub struct EmbedStage {
+    batching: Batching,
     embedder: Option<FrameEmbedder>,
     shelf: Shelf<f32>,
 }
 
+impl EmbedStage {
+    /// One that has seen nothing yet. It counts as a stream from its first frame on.
+    pub fn new(batching: Batching) -> Self {
+        Self { batching, embedder: None, shelf: Shelf::default() }
+    }
+}
+
 impl Stage for EmbedStage {
     type Input = Input;
-    type Output = Embedding;
+    type Output = Embedded;
 
-    fn run(&mut self, input: Input) -> Result<Found<Embedding>, gst::ErrorMessage> {
+    fn run(&mut self, input: Input) -> Result<Found<Embedded>, gst::ErrorMessage> {
         let Input { loaded, short_side, frame, info, moment } = input;
         let began = Instant::now();
         let embedder = match &mut self.embedder {
             Some(embedder) if Arc::ptr_eq(embedder.model(), &loaded.model) => embedder,
-            other => other.insert(FrameEmbedder::new(Arc::clone(&loaded.model))),
+            other => {
+                let model = Arc::clone(&loaded.model);
+                other.insert(FrameEmbedder::batched(model, self.batching))
+            }
         };
         {
             let unusable = |reason| {
@@ -71,7 +87,9 @@ impl Stage for EmbedStage {
             height: info.height(),
             times,
         };
-        let value = Embedding::new(embedder.map(), source.clone(), loaded.id, &self.shelf);
+        let embedding =
+            Embedding::new(embedder.map(), source.clone(), loaded.id, &self.shelf);
+        let value = Embedded { embedding, batch: embedder.batch() };
         Ok(Found { source, began, value })
     }
 }
