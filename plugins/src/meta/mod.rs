@@ -34,11 +34,13 @@ mod analysis;
 mod analytics;
 mod embedding;
 mod parts;
+mod segments;
 mod source;
 
 pub use analysis::Analysis;
 pub use embedding::{EMBEDDING_NAME, Embedding};
 pub use parts::{ConceptPart, MaskPart};
+pub use segments::{concepts_source, read_segments};
 pub use source::{Age, Source};
 
 /// Name of the metadata, for `gst_buffer_get_custom_meta`.
