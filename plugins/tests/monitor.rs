@@ -73,20 +73,25 @@ fn file(fixture: &Fixture, name: &str, text: &str) -> PathBuf {
 struct Watched {
     pipeline: gst::Pipeline,
     source: gst_app::AppSrc,
-    embed: gst::Element,
+    /// Runs the network.
+    first: gst::Element,
     monitor: gst::Element,
     frames: usize,
 }
 
 impl Watched {
     fn new(fixture: &Fixture, name: &str, seen: &[u16]) -> Self {
+        let label = gst::ElementFactory::make("conceptlabel").build().unwrap();
+        label.set_property_from_str("late-policy", "block");
+        Self::behind(fixture, &[fixture.make("conceptembed"), label], name, seen)
+    }
+
+    /// The monitor behind elements that find concepts.
+    fn behind(fixture: &Fixture, front: &[gst::Element], name: &str, seen: &[u16]) -> Self {
         let source = gst_app::AppSrc::builder()
             .caps(&CAPS.parse().unwrap())
             .format(gst::Format::Time)
             .build();
-        let embed = fixture.make("conceptembed");
-        let label = gst::ElementFactory::make("conceptlabel").build().unwrap();
-        label.set_property_from_str("late-policy", "block");
         let monitor = gst::ElementFactory::make("conceptmonitor").name(name).build().unwrap();
         let normal = baseline(fixture, &format!("{name}.baseline"), &fixture.bundle(), seen);
         let settings = file(fixture, &format!("{name}.toml"), SETTINGS);
@@ -94,10 +99,12 @@ impl Watched {
         monitor.set_property("settings", settings.to_str());
         let sink = gst::ElementFactory::make("fakesink").property("sync", false).build().unwrap();
         let pipeline = gst::Pipeline::new();
-        let elements = [source.upcast_ref(), &embed, &label, &monitor, &sink];
-        pipeline.add_many(elements).unwrap();
-        gst::Element::link_many(elements).unwrap();
-        Self { pipeline, source, embed, monitor, frames: 0 }
+        let mut elements = vec![source.clone().upcast()];
+        elements.extend_from_slice(front);
+        elements.extend([monitor.clone(), sink]);
+        pipeline.add_many(&elements).unwrap();
+        gst::Element::link_many(&elements).unwrap();
+        Self { pipeline, source, first: front[0].clone(), monitor, frames: 0 }
     }
 
     fn play(&self) {
@@ -226,7 +233,7 @@ fn what_was_never_seen_is_novel_and_messages_can_be_left_out() {
 fn each_result_is_looked_at_once_and_each_frame_for_faults() {
     let fixture = Fixture::new();
     let mut watched = Watched::new(&fixture, "door", &[0, 1, 2, 3, 4, 5, 6, 7]);
-    watched.embed.set_property("inference-interval", 5u32);
+    watched.first.set_property("inference-interval", 5u32);
     watched.play();
     watched.show(Picture::Moving, 10);
     watched.show(Picture::Still, 10);
@@ -235,6 +242,17 @@ fn each_result_is_looked_at_once_and_each_frame_for_faults() {
     assert_eq!(readings.get::<u64>("frames"), Ok(20));
     assert_eq!(readings.get::<u64>("analysed"), Ok(4));
     assert!(kinds(&events).contains(&"frozen".to_owned()), "{events:?}");
+}
+
+#[test]
+fn it_works_behind_the_bin_as_well() {
+    let fixture = Fixture::new();
+    let mut watched = Watched::behind(&fixture, &[fixture.element()], "hall", &[0]);
+    watched.play();
+    watched.show(Picture::Moving, 25);
+    let events = watched.end();
+    assert!(kinds(&events).contains(&"novel".to_owned()), "{events:?}");
+    assert_eq!(watched.readings().get::<u64>("analysed"), Ok(25));
 }
 
 #[test]

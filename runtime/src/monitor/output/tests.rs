@@ -62,7 +62,7 @@ fn the_endpoint_serves_metrics_page_and_streams() {
     let hub = Hub::new();
     hub.report(latest());
     let server = Server::start("127.0.0.1:0", Arc::clone(&hub)).unwrap();
-    let address = server.address().unwrap();
+    let address = server.address();
     let text = get(address, "/metrics");
     for line in [
         r#"conceptseg_novelty{stream="gate \"1\""} 0.4"#,
@@ -89,7 +89,7 @@ fn a_page_hears_of_events_old_and_new() {
     let hub = Hub::new();
     hub.tell(&[event(1)]);
     let server = Server::start("127.0.0.1:0", Arc::clone(&hub)).unwrap();
-    let mut stream = TcpStream::connect(server.address().unwrap()).unwrap();
+    let mut stream = TcpStream::connect(server.address()).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     write!(stream, "GET /events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
     let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
