@@ -86,8 +86,16 @@ impl<E> Properties<E> {
     }
 }
 
-/// The [`Property`] that is a field of the element's `settings`.
+/// The [`Property`] that is a field of the element's `settings`, as it is, or as a function makes it
+/// of the value.
 macro_rules! field {
+    ($spec:expr, $field:ident, $read:path) => {
+        $crate::element::Property::new(
+            $spec,
+            |element| $crate::lock(&element.settings).$field.to_value(),
+            |element, value| $crate::lock(&element.settings).$field = $read(value),
+        )
+    };
     ($spec:expr, $($field:ident).+) => {
         $crate::element::Property::new(
             $spec,
@@ -168,6 +176,28 @@ macro_rules! in_place {
     };
 }
 
+/// In an `impl BaseTransformImpl`: all frames are shown to the method `frame` and pass as they are,
+/// and an error that it answers ends the stream.
+macro_rules! passing {
+    ($frame:ident) => {
+        const MODE: gst_base::subclass::BaseTransformMode =
+            gst_base::subclass::BaseTransformMode::AlwaysInPlace;
+        const PASSTHROUGH_ON_SAME_CAPS: bool = true;
+        const TRANSFORM_IP_ON_PASSTHROUGH: bool = true;
+
+        fn transform_ip_passthrough(
+            &self,
+            buffer: &gst::Buffer,
+        ) -> Result<gst::FlowSuccess, gst::FlowError> {
+            self.$frame(buffer).map_err(|message| {
+                self.post_error_message(message);
+                gst::FlowError::Error
+            })?;
+            Ok(gst::FlowSuccess::Ok)
+        }
+    };
+}
+
 /// In an `impl BaseTransformImpl` of an element with an `analyzer`: `set_caps`, `query` and
 /// `sink_event`, which calls the method `restart`, where one is given, when a new stream begins.
 macro_rules! analyzer_methods {
@@ -198,4 +228,4 @@ macro_rules! analyzer_methods {
     };
 }
 
-pub(crate) use {analyzer_methods, element_methods, field, in_place, object_methods};
+pub(crate) use {analyzer_methods, element_methods, field, in_place, object_methods, passing};

@@ -7,13 +7,15 @@
 //! | `maskpropagate` | carries instance masks along with them |
 //! | `conceptoverlay` | draws both onto the frame |
 //! | `conceptmetasink` | writes both down as JSON lines or messages |
-//! | `conceptseg` | all of these in one bin |
+//! | `conceptmonitor` | watches the concepts and tells when they differ from what is normal |
+//! | `conceptseg` | all of these but the monitor in one bin |
 //!
 //! All of them pass frames on in place. One binary runs on `GStreamer` 1.20 and later.
 
 pub mod conceptembed;
 pub mod conceptlabel;
 pub mod conceptmetasink;
+pub mod conceptmonitor;
 pub mod conceptoverlay;
 pub mod conceptseg;
 mod element;
@@ -36,6 +38,7 @@ fn plugin_init(plugin: &gst::Plugin) -> Result<(), gst::glib::BoolError> {
     maskpropagate::register(plugin)?;
     conceptoverlay::register(plugin)?;
     conceptmetasink::register(plugin)?;
+    conceptmonitor::register(plugin)?;
     conceptseg::register(plugin)
 }
 

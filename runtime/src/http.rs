@@ -1,10 +1,15 @@
 //! A small HTTP server for pages on this machine: one request per connection, everything that a
 //! client sends is bounded in size and time.
+//!
+//! An [`Answer`] is whole, or a [`Stream`] that is written piece by piece for as long as both sides
+//! like, such as server-sent events.
 
-use std::fmt::Write as _;
-use std::io::{self, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::fmt::{self, Write as _};
+use std::io::{self, Read as _, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Most bytes of a request line and its headers.
@@ -86,18 +91,178 @@ impl Response {
     }
 }
 
+/// Content that is written while the client listens. Nothing states its length: it ends with the
+/// connection.
+pub struct Stream {
+    /// Media type of the content.
+    kind: &'static str,
+    write: Box<Writer>,
+}
+
+/// Writes content until it is done, or fails because the client has gone.
+type Writer = dyn FnOnce(&mut dyn Write) -> io::Result<()>;
+
+impl Stream {
+    /// What `write` writes. It must end by itself when the server is to stop; each piece is lost
+    /// with an error where the client does not take it in time.
+    pub fn new(
+        kind: &'static str,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()> + 'static,
+    ) -> Self {
+        Self { kind, write: Box::new(write) }
+    }
+}
+
+/// What is sent to a client.
+pub enum Answer {
+    /// All at once.
+    Whole(Response),
+    /// Piece by piece.
+    Stream(Stream),
+}
+
+impl From<Response> for Answer {
+    fn from(response: Response) -> Self {
+        Self::Whole(response)
+    }
+}
+
+/// Answers the clients of a listener from threads of its own; stops when it is dropped.
+pub struct Server {
+    address: SocketAddr,
+    clients: Arc<Clients>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Begins to answer.
+    ///
+    /// # Errors
+    /// Where the address cannot be told or no thread started.
+    pub fn start<A: Into<Answer>>(
+        listener: TcpListener,
+        answer: impl Fn(&Request) -> A + Send + Sync + 'static,
+    ) -> io::Result<Self> {
+        let address = listener.local_addr()?;
+        let clients = Arc::new(Clients::default());
+        let shared = Arc::clone(&clients);
+        let thread = std::thread::Builder::new().name("http".to_owned()).spawn(move || {
+            if let Err(error) = run(&listener, &answer, &shared) {
+                tracing::error!("cannot listen at {address} any more: {error}");
+            }
+        })?;
+        Ok(Self { address, clients, thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.clients.stop();
+        // Wakes the thread that waits for the next client.
+        let mut address = self.address;
+        match address.ip() {
+            ip if !ip.is_unspecified() => {}
+            ip if ip.is_ipv4() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+            _ => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        }
+        let woken = TcpStream::connect_timeout(&address, PATIENCE);
+        if let (Ok(_), Some(thread)) = (woken, self.thread.take()) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The connections that are open, to count and to end them.
+#[derive(Default)]
+struct Clients {
+    open: Mutex<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    streams: HashMap<u64, TcpStream>,
+    next: u64,
+    stopped: bool,
+}
+
+impl Clients {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
+        // The state is whole after every statement; a panic elsewhere does not spoil it.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a connection; `None` where there are too many, or it is the end.
+    fn enter(&self, stream: &TcpStream) -> Option<Client<'_>> {
+        let mut open = self.lock();
+        if open.stopped || open.streams.len() >= MAX_CLIENTS {
+            return None;
+        }
+        let number = open.next;
+        open.next += 1;
+        open.streams.insert(number, stream.try_clone().ok()?);
+        Some(Client { clients: self, number })
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.lock().stopped
+    }
+
+    fn stop(&self) {
+        let mut open = self.lock();
+        open.stopped = true;
+        for stream in open.streams.values() {
+            // The error is that the client has gone.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// One of the connections, until it ends.
+struct Client<'a> {
+    clients: &'a Clients,
+    number: u64,
+}
+
+impl Drop for Client<'_> {
+    fn drop(&mut self) {
+        self.clients.lock().streams.remove(&self.number);
+    }
+}
+
 /// Answers the clients of `listener`, each in a thread of its own, until `listener` fails.
 ///
 /// # Errors
 /// Whatever the listener answers; a client that fails is only left alone.
-pub fn serve(
+pub fn serve<A: Into<Answer>>(
     listener: &TcpListener,
-    answer: &(dyn Fn(&Request) -> Response + Sync),
+    answer: &(impl Fn(&Request) -> A + Sync),
 ) -> io::Result<()> {
-    let clients = AtomicUsize::new(0);
+    run(listener, answer, &Clients::default())
+}
+
+fn run<A: Into<Answer>>(
+    listener: &TcpListener,
+    answer: &(impl Fn(&Request) -> A + Sync),
+    clients: &Clients,
+) -> io::Result<()> {
     std::thread::scope(|scope| {
         loop {
-            let stream = match listener.accept() {
+            let accepted = listener.accept();
+            if clients.is_stopped() {
+                return Ok(());
+            }
+            let stream = match accepted {
                 Ok((stream, _)) => stream,
                 // The client went away before it was its turn, or files are short for a moment.
                 Err(e) if is_passing(&e) => {
@@ -106,17 +271,17 @@ pub fn serve(
                 }
                 Err(e) => return Err(e),
             };
-            if clients.fetch_add(1, Ordering::AcqRel) >= MAX_CLIENTS {
-                clients.fetch_sub(1, Ordering::AcqRel);
-                continue;
-            }
-            let clients = &clients;
-            scope.spawn(move || {
+            let Some(client) = clients.enter(&stream) else { continue };
+            // A thread that cannot be started must not end the server.
+            let started = std::thread::Builder::new().spawn_scoped(scope, move || {
                 if let Err(error) = talk(stream, answer) {
                     tracing::debug!("a client went away: {error}");
                 }
-                clients.fetch_sub(1, Ordering::AcqRel);
+                drop(client);
             });
+            if let Err(error) = started {
+                tracing::warn!("a client gets no answer: {error}");
+            }
         }
     })
 }
@@ -131,27 +296,31 @@ fn is_passing(error: &io::Error) -> bool {
     ) || matches!(error.raw_os_error(), Some(23 | 24))
 }
 
-fn talk(mut stream: TcpStream, answer: &dyn Fn(&Request) -> Response) -> io::Result<()> {
+fn talk<A: Into<Answer>>(mut stream: TcpStream, answer: &impl Fn(&Request) -> A) -> io::Result<()> {
     stream.set_write_timeout(Some(PATIENCE))?;
-    let response = match read(&mut stream)? {
-        Ok(request) => answer(&request),
-        Err(response) => response,
+    let answer = match read(&mut stream)? {
+        Ok(request) => answer(&request).into(),
+        Err(response) => response.into(),
     };
-    let mut head = format!(
-        "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: close\r\n",
-        response.status,
-        reason(response.status),
-        response.kind,
-        response.body.len()
-    );
-    for (name, value) in &response.headers {
-        let _ = write!(head, "{name}: {value}\r\n");
+    match answer {
+        Answer::Whole(Response { status, kind, headers, body }) => {
+            let mut head = head(status, kind);
+            let _ = write!(head, "Content-Length: {}\r\n", body.len());
+            for (name, value) in &headers {
+                let _ = write!(head, "{name}: {value}\r\n");
+            }
+            head.push_str("\r\n");
+            stream.write_all(head.as_bytes())?;
+            stream.write_all(&body)?;
+        }
+        Answer::Stream(Stream { kind, write }) => {
+            let head = head(200, kind) + "Cache-Control: no-store\r\n\r\n";
+            stream.write_all(head.as_bytes())?;
+            write(&mut stream)?;
+        }
     }
-    head.push_str("\r\n");
-    stream.write_all(head.as_bytes())?;
-    stream.write_all(&response.body)?;
     // What the client still sends is read before the connection ends: it would lose the answer.
-    stream.shutdown(std::net::Shutdown::Write)?;
+    stream.shutdown(Shutdown::Write)?;
     stream.set_read_timeout(Some(Duration::from_millis(200)))?;
     let mut rest = [0; 4096];
     for _ in 0..64 {
@@ -160,6 +329,12 @@ fn talk(mut stream: TcpStream, answer: &dyn Fn(&Request) -> Response) -> io::Res
         }
     }
     Ok(())
+}
+
+/// The status line and the headers that all answers have.
+fn head(status: u16, kind: &str) -> String {
+    let reason = reason(status);
+    format!("HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\nConnection: close\r\n")
 }
 
 /// Reads a request, or gives the answer to one that is not acceptable.
@@ -248,14 +423,13 @@ const fn reason(status: u16) -> &'static str {
         421 => "Misdirected Request",
         422 => "Unprocessable Content",
         431 => "Request Header Fields Too Large",
+        503 => "Service Unavailable",
         _ => "Internal Server Error",
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use super::*;
 
     /// A server that answers with what it was asked.
@@ -316,6 +490,49 @@ mod tests {
         }
         let text = ask(echo(), long.as_bytes());
         assert!(text.starts_with("HTTP/1.1 431 "), "{text}");
+    }
+
+    #[test]
+    fn a_stream_arrives_piece_by_piece_and_a_server_that_stops_ends_everything() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (send, pieces) = std::sync::mpsc::channel::<&str>();
+        let pieces = Arc::new(Mutex::new(Some(pieces)));
+        let server = Server::start(listener, move |_| {
+            let pieces = pieces.lock().unwrap().take();
+            Answer::Stream(Stream::new("text/event-stream", move |out| {
+                pieces.into_iter().flatten().try_for_each(|piece| writeln!(out, "{piece}"))
+            }))
+        })
+        .unwrap();
+        let address = server.address();
+        let mut client = TcpStream::connect(address).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let mut lines = io::BufRead::lines(io::BufReader::new(client)).map(Result::unwrap);
+        assert!(lines.by_ref().take_while(|l| !l.is_empty()).all(|l| !l.contains("Length")));
+        for piece in ["first", "second"] {
+            send.send(piece).unwrap();
+            assert_eq!(lines.next().unwrap(), piece);
+        }
+        let silent = TcpStream::connect(address).unwrap();
+        drop(send);
+        drop(server);
+        assert_eq!(lines.next(), None);
+        assert_eq!((&silent).read(&mut [0]).unwrap_or(0), 0);
+        assert!(TcpStream::connect(address).is_err());
+    }
+
+    #[test]
+    fn clients_beyond_the_limit_are_turned_away_and_places_become_free() {
+        let address = echo();
+        let silent: Vec<_> =
+            (0..MAX_CLIENTS).map(|_| TcpStream::connect(address).unwrap()).collect();
+        assert_eq!(ask(address, b"GET / HTTP/1.1\r\n\r\n"), "");
+        drop(silent);
+        let end = Instant::now() + PATIENCE;
+        while ask(address, b"GET / HTTP/1.1\r\n\r\n").is_empty() {
+            assert!(Instant::now() < end, "no place has become free");
+        }
     }
 
     #[test]

@@ -147,14 +147,14 @@ pub static PROPERTIES: Properties<ConceptEmbed> = Properties::new(|| {
                 .build(),
             cpu_fallback
         ),
-        Property::new(
+        field!(
             glib::ParamSpecString::builder("engine-id")
                 .nick("Engine id")
                 .blurb("Elements of one process with the same id share one loaded model, also when one of them loads another bundle; those without a bundle take that of the others")
                 .mutable_ready()
                 .build(),
-            |element| lock(&element.settings).engine_id.to_value(),
-            |element, value| lock(&element.settings).engine_id = settings::text(value),
+            engine_id,
+            settings::text
         ),
         field!(
             glib::ParamSpecUInt::builder("batch-size")

@@ -8,12 +8,11 @@ use conceptseg::stream::StageTimes;
 use gst::glib;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
-use gst_base::subclass::BaseTransformMode;
 use gst_base::subclass::prelude::*;
 
 use super::MESSAGE;
 use super::output::Output;
-use crate::element::{Properties, Property, element_methods, field, object_methods};
+use crate::element::{Properties, element_methods, field, object_methods, passing};
 use crate::lock;
 use crate::meta::{self, Analysis, MetaError};
 use crate::settings;
@@ -35,14 +34,14 @@ impl Default for Settings {
 pub static PROPERTIES: Properties<ConceptMetaSink> = Properties::new(|| {
     let default = Settings::default();
     vec![
-        Property::new(
+        field!(
             glib::ParamSpecString::builder("location")
                 .nick("Location")
                 .blurb("File for the results, one line of JSON per frame; it appears at the end of the stream")
                 .mutable_ready()
                 .build(),
-            |element| lock(&element.settings).location.to_value(),
-            |element, value| lock(&element.settings).location = settings::path(value),
+            location,
+            settings::path
         ),
         field!(
             glib::ParamSpecInt::builder("fd")
@@ -103,9 +102,7 @@ impl ElementImpl for ConceptMetaSink {
 }
 
 impl BaseTransformImpl for ConceptMetaSink {
-    const MODE: BaseTransformMode = BaseTransformMode::AlwaysInPlace;
-    const PASSTHROUGH_ON_SAME_CAPS: bool = true;
-    const TRANSFORM_IP_ON_PASSTHROUGH: bool = true;
+    passing!(take_down);
 
     fn start(&self) -> Result<(), gst::ErrorMessage> {
         let settings = lock(&self.settings).clone();
@@ -130,17 +127,6 @@ impl BaseTransformImpl for ConceptMetaSink {
             }
         }
         self.parent_sink_event(event)
-    }
-
-    fn transform_ip_passthrough(
-        &self,
-        buffer: &gst::Buffer,
-    ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        self.take_down(buffer).map_err(|message| {
-            self.post_error_message(message);
-            gst::FlowError::Error
-        })?;
-        Ok(gst::FlowSuccess::Ok)
     }
 }
 

@@ -34,12 +34,14 @@ mod analysis;
 mod analytics;
 mod embedding;
 mod parts;
+mod segments;
 mod shelf;
 mod source;
 
 pub use analysis::Analysis;
 pub use embedding::{EMBEDDING_NAME, Embedding};
 pub use parts::{ConceptPart, MaskPart};
+pub use segments::{concepts_source, read_segments};
 pub use shelf::Shelf;
 pub use source::{Age, Source};
 

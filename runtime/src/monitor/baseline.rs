@@ -230,15 +230,30 @@ impl Baseline {
     /// # Errors
     /// [`BaselineError`].
     pub fn open(path: &Path, bundle: &Bundle) -> Result<Self, BaselineError> {
+        Self::of_bytes(&Self::read(path)?, path, bundle)
+    }
+
+    /// The bytes of a file.
+    pub(super) fn read(path: &Path) -> Result<Vec<u8>, BaselineError> {
         let io = |source| BaselineError::Io { path: path.to_owned(), source };
-        let invalid = |what: String| BaselineError::Invalid { path: path.to_owned(), what };
         let file = std::fs::File::open(path).map_err(io)?;
         let mut bytes = Vec::new();
         file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
         if bytes.len() as u64 > MAX_BYTES {
-            return Err(invalid(format!("it is longer than {MAX_BYTES} bytes")));
+            let what = format!("it is longer than {MAX_BYTES} bytes");
+            return Err(BaselineError::Invalid { path: path.to_owned(), what });
         }
-        let baseline = Self::parse(&bytes).map_err(&invalid)?;
+        Ok(bytes)
+    }
+
+    /// The bytes of a file that was made with the concepts of `bundle`; `path` is for messages.
+    pub(super) fn of_bytes(
+        bytes: &[u8],
+        path: &Path,
+        bundle: &Bundle,
+    ) -> Result<Self, BaselineError> {
+        let invalid = |what: String| BaselineError::Invalid { path: path.to_owned(), what };
+        let baseline = Self::parse(bytes).map_err(&invalid)?;
         if baseline.codebook != bundle.manifest.concepts.sha256 {
             return Err(invalid(format!(
                 "it was made with other concepts than those of {}",

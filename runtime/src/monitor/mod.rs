@@ -3,10 +3,11 @@
 //! ```text
 //! bundle or footage -> Baseline -> Reference (with the names)     shared by all streams
 //! FrameResult, pixels -> StreamMonitor -> Event ...               one per stream
-//! Event, StreamStatus -> output::{Hub, EventLog, Mqtt, Server}    shared by all streams
+//! Event, StreamStatus -> output::Outputs                          shared by all streams
 //! ```
 //!
-//! A [`StreamMonitor`] keeps the same memory from the first frame to the last, and looks at the
+//! [`Setup`] makes the first two of the files that an application is given, a [`Watch`] is the third
+//! with its outputs. A [`StreamMonitor`] keeps the same memory from the first frame to the last, and looks at the
 //! segments of a frame and at some thousand pixels, not at all of them.
 
 pub mod baseline;
@@ -19,18 +20,23 @@ pub mod output;
 mod readings;
 mod reference;
 pub mod rules;
+mod setup;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod thumbnail;
+mod watch;
 pub mod windows;
 
 pub use config::MonitorConfig;
 pub use event::{Event, EventConcept, EventKind};
 pub use readings::{ConceptStatus, Readings, StreamStatus};
 pub use reference::Reference;
+pub use setup::{Setup, SetupError, SetupFiles, SetupSources};
 pub use stream::StreamMonitor;
+pub use watch::Watch;
 
+use crate::concepts::ConceptSegment;
 use crate::results::FrameRecord;
 use crate::stream::FrameResult;
 
@@ -57,13 +63,19 @@ pub struct Sighting {
 impl Sighting {
     /// The segments of a frame; none where it was not labelled with concepts.
     pub fn of_result(result: &FrameResult) -> impl Iterator<Item = Self> + '_ {
-        let pixels = (f64::from(result.width) * f64::from(result.height)).max(1.0);
+        let size = (result.width, result.height);
         let segments = result.concepts.iter().flat_map(|map| &map.segment_list);
-        segments.map(move |s| Self {
-            concept: s.concept,
-            share: f64::from(s.area) / pixels,
-            similarity: s.similarity,
-        })
+        segments.map(move |segment| Self::of_segment(segment, size))
+    }
+
+    /// A segment of a frame of that width and height.
+    pub fn of_segment(segment: &ConceptSegment, (width, height): (u32, u32)) -> Self {
+        let pixels = (f64::from(width) * f64::from(height)).max(1.0);
+        Self {
+            concept: segment.concept,
+            share: f64::from(segment.area) / pixels,
+            similarity: segment.similarity,
+        }
     }
 
     /// The concepts of a line of a results file, each with the mean similarity of its segments.

@@ -60,6 +60,8 @@ pub struct StreamMonitor {
     last: Option<f64>,
     /// Seconds of watching; never falls, and pauses are cut short.
     clock: f64,
+    /// Seconds since the last frame that was labelled: the next one stands for all of them.
+    unmeasured: f64,
     frames: u64,
     number: u64,
     events: Vec<Event>,
@@ -108,6 +110,7 @@ impl StreamMonitor {
             fingerprint: None,
             last: None,
             clock: 0.0,
+            unmeasured: 0.0,
             frames: 0,
             number: 0,
             events: Vec::new(),
@@ -128,16 +131,30 @@ impl StreamMonitor {
         frame: Option<&FrameView<'_>>,
         time: f64,
     ) -> &[Event] {
+        let sightings = result.concepts.is_some().then(|| Sighting::of_result(result));
+        self.observe_sightings(result.index, sightings, frame, time)
+    }
+
+    /// Shows it the concepts of a frame by themselves, as [`StreamMonitor::observe`] does a
+    /// result. `index` is the number of the frame; `sightings` is `None` where nothing new is known
+    /// of it.
+    pub fn observe_sightings(
+        &mut self,
+        index: u64,
+        sightings: Option<impl Iterator<Item = Sighting>>,
+        frame: Option<&FrameView<'_>>,
+        time: f64,
+    ) -> &[Event] {
+        let labelled = sightings.is_some();
         self.sightings.clear();
-        self.sightings.extend(Sighting::of_result(result));
-        self.step(result.index, result.concepts.is_some(), frame, time)
+        self.sightings.extend(sightings.into_iter().flatten());
+        self.step(index, labelled, frame, time)
     }
 
     /// Shows it a line of a results file, as [`StreamMonitor::observe`] does a result.
     pub fn observe_record(&mut self, record: &FrameRecord, time: f64) -> &[Event] {
-        self.sightings.clear();
-        self.sightings.extend(Sighting::of_record(record));
-        self.step(record.frame, !record.concepts.is_empty(), None, time)
+        let sightings = (!record.concepts.is_empty()).then(|| Sighting::of_record(record));
+        self.observe_sightings(record.frame, sightings, None, time)
     }
 
     /// The name of the stream.
@@ -210,13 +227,15 @@ impl StreamMonitor {
         self.last = Some(time);
         self.clock += passed;
         self.frames += 1;
+        self.unmeasured = (self.unmeasured + passed).min(self.config.max_gap);
+        let since = if labelled { std::mem::take(&mut self.unmeasured) } else { 0.0 };
         if labelled {
-            self.measure(passed);
+            self.measure(since);
         }
         self.readings.look = frame.map(|frame| self.watcher.look(frame));
         self.watch_camera(labelled, passed);
         if labelled {
-            self.watch_concepts(passed);
+            self.watch_concepts(since);
         }
         self.watch_rules();
         for event in &mut self.events {

@@ -286,3 +286,19 @@ fn a_day_of_frames_is_counted_exactly_in_flat_memory() {
     assert_eq!(counts[&(EventKind::Recovered, Some(EventKind::Appeared))], 23);
     assert_eq!(counts[&(EventKind::Pair, None)], 3);
 }
+
+#[test]
+fn a_result_stands_for_the_frames_without_one_before_it() {
+    let share = |every: usize| {
+        let mut monitor = monitor_with("", "", config());
+        for at in 0..=60 {
+            let result = frame(&[(if at <= 40 { 0 } else { 3 }, 100, 0.9)]);
+            let sightings = (at % every == 0).then(|| Sighting::of_result(&result));
+            monitor.observe_sightings(at as u64, sightings, None, at as f64 / FPS);
+        }
+        monitor.readings().area.mean(0, 3)
+    };
+    let (each, fifth) = (share(1), share(5));
+    assert!((each - (1.0 - (-1.0f64).exp())).abs() < 0.02, "{each}");
+    assert!((each - fifth).abs() < 0.05, "{each} {fifth}");
+}

@@ -83,7 +83,8 @@ impl Hub {
     }
 
     /// Takes what a stream shows at present. Beyond 1,024 streams, new ones are left out.
-    pub fn report(&self, latest: Latest) {
+    pub fn report(&self, latest: impl Into<Arc<Latest>>) {
+        let latest = latest.into();
         let mut state = self.lock();
         let name = latest.status.stream.clone();
         if state.streams.len() >= MAX_STREAMS && !state.streams.contains_key(&name) {
@@ -98,7 +99,7 @@ impl Hub {
         if line.len() > POINTS {
             line.pop_front();
         }
-        state.streams.insert(name, Arc::new(latest));
+        state.streams.insert(name, latest);
         state.version += 1;
         drop(state);
         self.changed.notify_all();

@@ -1,14 +1,16 @@
 //! Who is told: files, Prometheus, MQTT, a page.
 //!
-//! All of them are fed by a [`Hub`], which streams report to from any thread.
+//! [`Outputs`] holds all of them; streams tell it from any thread what they see.
 
 mod http;
 mod hub;
 mod log;
 mod metrics;
 pub mod mqtt;
+mod outputs;
 mod page;
 mod spool;
+mod writer;
 
 #[cfg(test)]
 mod tests;
@@ -17,4 +19,5 @@ pub use http::{Server, ServerError};
 pub use hub::{Hub, Latest, Timeline};
 pub use log::{EventLog, Rotation};
 pub use metrics::render as render_metrics;
+pub use outputs::{MqttOutput, OutputConfig, OutputError, Outputs};
 pub use spool::{Message, Place, Spool, SpoolError};

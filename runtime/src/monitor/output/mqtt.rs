@@ -45,7 +45,7 @@ pub enum MqttError {
 }
 
 /// Where to publish.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MqttConfig {
     /// `host:port` of the broker.
     pub broker: String,

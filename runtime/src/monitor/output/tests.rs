@@ -62,7 +62,7 @@ fn the_endpoint_serves_metrics_page_and_streams() {
     let hub = Hub::new();
     hub.report(latest());
     let server = Server::start("127.0.0.1:0", Arc::clone(&hub)).unwrap();
-    let address = server.address().unwrap();
+    let address = server.address();
     let text = get(address, "/metrics");
     for line in [
         r#"conceptseg_novelty{stream="gate \"1\""} 0.4"#,
@@ -89,7 +89,7 @@ fn a_page_hears_of_events_old_and_new() {
     let hub = Hub::new();
     hub.tell(&[event(1)]);
     let server = Server::start("127.0.0.1:0", Arc::clone(&hub)).unwrap();
-    let mut stream = TcpStream::connect(server.address().unwrap()).unwrap();
+    let mut stream = TcpStream::connect(server.address()).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     write!(stream, "GET /events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
     let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
@@ -101,6 +101,59 @@ fn a_page_hears_of_events_old_and_new() {
     drop(server);
     // The endpoint has closed; so does the page's connection.
     assert_eq!(lines.find(|l| l == "never"), None);
+}
+
+#[test]
+fn those_who_name_the_same_output_share_it_and_flush_brings_everything_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("events.jsonl");
+    let config = |rotation| OutputConfig {
+        log: Some((path.clone(), rotation)),
+        listen: Some("127.0.0.1:0".to_owned()),
+        mqtt: None,
+    };
+    let first = Outputs::open(&config(Rotation::default())).unwrap();
+    let second = Outputs::open(&config(Rotation::default())).unwrap();
+    assert_eq!(first.address(), second.address());
+    let other = Rotation { keep: 1, ..Rotation::default() };
+    let error = Outputs::open(&config(other)).unwrap_err().to_string();
+    assert!(error.contains("events.jsonl is already used"), "{error}");
+
+    let told = first.tell(&[event(1)]);
+    assert!(told[0].unix_ms > 0);
+    second.tell(&[event(2), event(3)]);
+    second.report(latest());
+    let limit = Duration::from_mins(1);
+    first.flush(limit).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<Event> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.iter().map(|e| e.number).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!((lines[0].unix_ms, first.lost()), (told[0].unix_ms, 0));
+
+    let address = first.address().unwrap();
+    first.close(limit).unwrap();
+    assert!(get(address, "/streams").contains("\"frames\":360"));
+    second.close(limit).unwrap();
+    assert!(TcpStream::connect(address).is_err());
+    // What is closed can be opened anew, otherwise, too.
+    Outputs::open(&config(other)).unwrap().close(limit).unwrap();
+}
+
+#[test]
+fn an_output_that_fails_says_so_once() {
+    // A device that takes no byte; elsewhere there is nothing to try this with.
+    let full = PathBuf::from("/dev/full");
+    if !full.exists() {
+        eprintln!("skipped: there is no /dev/full");
+        return;
+    }
+    let log = Some((full, Rotation::default()));
+    let outputs = Outputs::open(&OutputConfig { log, ..OutputConfig::default() }).unwrap();
+    outputs.tell(&[event(1), event(2)]);
+    let limit = Duration::from_mins(1);
+    let error = outputs.flush(limit).unwrap_err().to_string();
+    assert!(error.contains("cannot write an event to /dev/full"), "{error}");
+    outputs.close(limit).unwrap();
 }
 
 /// A broker of its own, ended with the test.

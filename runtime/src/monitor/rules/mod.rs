@@ -119,6 +119,11 @@ impl RuleSet {
     /// # Errors
     /// [`RuleError`] with the place of the first mistake.
     pub fn open(path: &Path, reference: &Reference, windows: &[f64]) -> Result<Self, RuleError> {
+        Self::parse(&Self::read(path)?, path, reference, windows)
+    }
+
+    /// The text of a file of rules.
+    pub(super) fn read(path: &Path) -> Result<String, RuleError> {
         let io = |source| RuleError::Io { path: path.to_owned(), source };
         let mut text = String::new();
         let file = std::fs::File::open(path).map_err(io)?;
@@ -127,7 +132,7 @@ impl RuleSet {
             let reason = format!("the file is longer than {MAX_BYTES} bytes");
             return Err(RuleError::Parse { path: path.to_owned(), reason });
         }
-        Self::parse(&text, path, reference, windows)
+        Ok(text)
     }
 
     /// Reads the text of a file of rules; `path` is for messages.

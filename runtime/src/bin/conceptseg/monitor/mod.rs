@@ -3,6 +3,7 @@
 mod baseline;
 mod bench;
 mod distort;
+mod interrupt;
 mod outputs;
 mod run;
 mod source;
@@ -100,6 +101,25 @@ mod tests {
         let kinds: Vec<_> = told.iter().map(|event| event.kind).collect();
         assert_eq!(kinds, [EventKind::Covered, EventKind::Rule]);
         assert!(told[0].unix_ms > 0 && told[0].stream == "gate", "{told:?}");
+
+        // Streams side by side tell the same, each under its name.
+        std::fs::create_dir(at("yard")).unwrap();
+        for file in std::fs::read_dir(&gate).unwrap().map(Result::unwrap) {
+            std::fs::copy(file.path(), at("yard").join(file.file_name())).unwrap();
+        }
+        let both = at("both.jsonl");
+        let yard: [(&str, &Path); 5] =
+            [given[0], ("--frames", &at("yard")), given[1], given[2], ("--events", &both)];
+        run(&["run", "--fps", "10"], &yard).unwrap();
+        let text = std::fs::read_to_string(&both).unwrap();
+        let told: Vec<Event> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        for stream in ["gate", "yard"] {
+            let of = told.iter().filter(|event| event.stream == stream);
+            let kinds: Vec<_> = of.map(|event| event.kind).collect();
+            assert_eq!(kinds, [EventKind::Covered, EventKind::Rule], "{stream}");
+        }
+        let error = run(&["run"], &[given[0], given[0], given[1]]).unwrap_err().to_string();
+        assert!(error.contains("two streams have the name gate"), "{error}");
 
         let other = [("--frames", gate.as_path()), ("--baseline", rules.as_path())];
         assert!(run(&["run"], &other).unwrap_err().to_string().contains("cannot be used"));
