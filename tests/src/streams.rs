@@ -68,7 +68,7 @@ impl RtspServer {
         });
         let mut server = Self { child, lines, port: 0 };
         // A server that cannot start ends.
-        let line = server.lines.recv_timeout(Duration::from_secs(60)).ok()?;
+        let line = server.lines.recv_timeout(Duration::from_mins(1)).ok()?;
         server.port = line.strip_prefix("port ")?.parse().ok()?;
         Some(server)
     }
@@ -81,7 +81,7 @@ impl RtspServer {
     /// Waits until the server says that a client did this, as `teardown`.
     pub fn wait_for(&self, what: &str) {
         let begin = Instant::now();
-        while begin.elapsed() < Duration::from_secs(60) {
+        while begin.elapsed() < Duration::from_mins(1) {
             if self.lines.recv_timeout(Duration::from_secs(1)).is_ok_and(|line| line == what) {
                 return;
             }
@@ -146,7 +146,8 @@ pub fn gst_launch_results(
     for line in BufReader::new(child.stdout.take().expect("it is piped")).lines() {
         let line = line.expect("results are text");
         let Ok(record) = serde_json::from_str(&line) else {
-            rest += &format!("{line}\n");
+            rest += &line;
+            rest.push('\n');
             continue;
         };
         let new = Arrived { at: Instant::now(), record };

@@ -155,7 +155,7 @@ fn an_rtsp_camera_passes_every_frame_with_results_and_is_left_in_good_order() {
     let Some(server) = rtsp(&cameras) else { return };
     let dir = tempfile::tempdir().unwrap();
     let bundle = tiny_bundle(dir.path());
-    for index in 0..cameras.len() {
+    for (index, camera) in cameras.iter().enumerate() {
         let passed = dir.path().join(index.to_string());
         fs::create_dir(&passed).unwrap();
         let (arrived, answer) = gst_launch_results(
@@ -169,7 +169,7 @@ fn an_rtsp_camera_passes_every_frame_with_results_and_is_left_in_good_order() {
             ),
             |_| (),
         );
-        assert_eq!(answer.code, 0, "{}: {answer:?}", cameras[index]);
+        assert_eq!(answer.code, 0, "{camera}: {answer:?}");
         server.wait_for("teardown");
         // A server may send less than its source made before the client was ready.
         let passed = listing(&passed).len();

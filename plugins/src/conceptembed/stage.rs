@@ -75,7 +75,8 @@ impl Stage for EmbedStage {
         }
         let preprocess = began.elapsed();
         let prepared = Instant::now();
-        let turn = loaded.turn.lock();
+        // Streams that batch have to wait for each other.
+        let turn = (self.batching.size == 1).then(|| loaded.turn.lock());
         embedder.embed().map_err(|e| message(gst::StreamError::Failed, &sentence(&e)))?;
         drop(turn);
         // With the wait for the turn: a result is as old as all of that when it is there.
@@ -87,8 +88,7 @@ impl Stage for EmbedStage {
             height: info.height(),
             times,
         };
-        let embedding =
-            Embedding::new(embedder.map(), source.clone(), loaded.id, &self.shelf);
+        let embedding = Embedding::new(embedder.map(), source.clone(), loaded.id, &self.shelf);
         let value = Embedded { embedding, batch: embedder.batch() };
         Ok(Found { source, began, value })
     }

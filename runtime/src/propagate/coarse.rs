@@ -248,8 +248,8 @@ fn look_portable(
 #[cfg(target_arch = "x86_64")]
 mod vnni {
     use std::arch::x86_64::{
-        __m512i, _mm512_cmpgt_epi32_mask, _mm512_dpbusd_epi32, _mm512_loadu_si512,
-        _mm512_set1_epi32, _mm512_setzero_si512,
+        _mm512_cmpgt_epi32_mask, _mm512_dpbusd_epi32, _mm512_loadu_epi8, _mm512_set1_epi32,
+        _mm512_setzero_si512,
     };
 
     use super::{GROUP, QUAD, STRIP, TargetQuad};
@@ -267,10 +267,10 @@ mod vnni {
         let mut high = low;
         for (values, channels) in targets.iter().zip(row.chunks_exact(pitch)) {
             let strip = &channels[first..first + STRIP];
+            let cells = strip.as_flattened().as_ptr().cast::<i8>();
             // SAFETY: the strip holds two registers, and the loads ask for no alignment.
             let (a, b) = unsafe {
-                let cells = strip.as_ptr().cast::<__m512i>();
-                (_mm512_loadu_si512(cells), _mm512_loadu_si512(cells.add(1)))
+                (_mm512_loadu_epi8(cells), _mm512_loadu_epi8(cells.wrapping_add(STRIP / 2 * QUAD)))
             };
             for ((low, high), value) in low.iter_mut().zip(&mut high).zip(values) {
                 let value = _mm512_set1_epi32(i32::from_ne_bytes(value.map(i8::cast_unsigned)));
