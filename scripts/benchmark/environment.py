@@ -55,8 +55,10 @@ def make_peers(with_torch, note):
 
 
 def build(package, *arguments):
-    """Builds with cargo and returns the executables by name."""
-    command = ["cargo", "build", "--release", "-p", package, *arguments]
+    """Builds with cargo and returns the executables by name. CONCEPTSEG_PROFILE=dev takes the
+    development build, to see that all works without a build of the release profile."""
+    profile = os.environ.get("CONCEPTSEG_PROFILE", "release")
+    command = ["cargo", "build", "--profile", profile, "-p", package, *arguments]
     output = run([*command, "--message-format", "json-render-diagnostics"], "the build")
     messages = map(json.loads, output.splitlines())
     return {m["target"]["name"]: Path(m["executable"]) for m in messages if m.get("executable")}

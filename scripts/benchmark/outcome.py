@@ -86,6 +86,8 @@ def compare(outcome, caption, results, memory=False):
     """Adds a group of contestants that did the same work: a table, and the goals of the peers
     against the fastest of ours."""
     ours = min((r for r in results if r.contestant.ours), key=lambda r: median(r.seconds))
+    # Processes that end after one frame do not describe themselves.
+    told = any(result.description for result in results)
     rows = []
     for result in results:
         contestant = result.contestant
@@ -99,12 +101,12 @@ def compare(outcome, caption, results, memory=False):
         ]
         if memory:
             row.append(mebibytes(result.peak - result.before))
-        rows.append([*row, result.description])
+        rows.append(row + [result.description] * told)
         if contestant.goal is not None:
             what = f"{caption}: {contestant.name}"
             spread = (ratio["low"], ratio["high"])
             outcome.goals.append(Goal(what, ratio["median"], contestant.goal, True, "times", *spread))
     head = ["contestant", "median", "10 to 90 %", "times as long as the fastest of ours"]
-    head += ["memory on top of the inputs"] * memory + ["what it is"]
+    head += ["memory on top of the inputs"] * memory + ["what it is"] * told
     outcome.tables.append(Table(caption, head, rows))
     return ours

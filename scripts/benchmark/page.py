@@ -71,7 +71,7 @@ def plot(outcomes):
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 60} {height}" '
         f'font-family="sans-serif" font-size="11">',
         '<rect width="100%" height="100%" fill="#ffffff"/>',
-        f'<text x="{left}" y="14">how often the goal is reached (right of the line: better than the goal)</text>',
+        f'<text x="{left}" y="14">figure over goal (right of the line: better than the goal)</text>',
     ]
     step = 0.5 if reach <= 1.5 else 1.0
     for k in range(-int(reach / step), int(reach / step) + 1):

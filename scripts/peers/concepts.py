@@ -1,5 +1,5 @@
-"""Concept labelling as a contestant, in two ways to the same labels: `numpy` (concepts_numpy.py),
-and `libraries`, which takes the function that a library has for each step."""
+"""Concept labelling as a contestant, in two ways to the same labels: `numpy` (concepts_numpy.py, but
+for the segments), and `libraries`, which takes the function that a library has for each step."""
 
 import argparse
 from pathlib import Path
@@ -16,7 +16,13 @@ from sklearn.metrics import pairwise_distances_argmin
 from sklearn.preprocessing import normalize
 
 
-class LibraryLabeler(Labeler):
+class FastLabeler(Labeler):
+    def segments(self, concepts):
+        # Three times as fast as SciPy's, concept by concept.
+        return label(concepts, background=-1, connectivity=1)
+
+
+class LibraryLabeler(FastLabeler):
     unit = staticmethod(normalize)
 
     def assign(self, rows, centroids):
@@ -27,9 +33,6 @@ class LibraryLabeler(Labeler):
         zoom = (1, self.size[0] / scores.shape[1], self.size[1] / scores.shape[2])
         return ndimage.zoom(scores, zoom, order=1, mode="nearest", grid_mode=True).argmax(axis=0)
 
-    def segments(self, concepts):
-        return label(concepts, background=-1, connectivity=1)
-
 
 def main():
     parser = argparse.ArgumentParser()
@@ -37,7 +40,7 @@ def main():
     parser.add_argument("--way", choices=["numpy", "libraries"], required=True)
     args = parser.parse_args()
     embedding = np.load(args.inputs / "embeddings.npy")[-1].copy()
-    of_way = {"numpy": Labeler, "libraries": LibraryLabeler}[args.way]
+    of_way = {"numpy": FastLabeler, "libraries": LibraryLabeler}[args.way]
     labeler = of_way(np.load(args.inputs / "codebook.npy"), (480, 854))
 
     def run():
@@ -47,9 +50,9 @@ def main():
         concepts, segments = run()
         return np.stack([concepts, in_order(segments)]).astype(np.uint16)
 
-    description = f"NumPy {np.__version__}, SciPy {scipy.__version__}"
+    description = f"NumPy {np.__version__}, scikit-image {skimage.__version__}"
     if args.way == "libraries":
-        description += f", scikit-learn {sklearn.__version__}, scikit-image {skimage.__version__}"
+        description += f", SciPy {scipy.__version__}, scikit-learn {sklearn.__version__}"
     serve(description, run, check)
 
 

@@ -1,9 +1,10 @@
 """J and F as the official evaluation of DAVIS 2017 computes them, with NumPy and OpenCV.
 
 From the description: objects are the ids up to the highest of the first annotation, void is
-background, the first and the last frame are not scored. A boundary pixel differs from its
-neighbour to the east, south or south-east. A boundary pixel is matched where the other boundary
-lies within ceil(0.008 times the diagonal), found by dilating that with a disk.
+background, the first and the last frame are not scored; DAVIS 2016 has one object, white on
+black. A boundary pixel differs from its neighbour to the east, south or south-east. A boundary
+pixel is matched where the other boundary lies within ceil(0.008 times the diagonal), found by
+dilating that with a disk.
 """
 
 import argparse
@@ -60,11 +61,16 @@ def score(annotations, results):
     truth, found = read(annotations), read(results)
     names = list(truth)
     first = truth[names[0]]
-    objects = int(np.where(first == VOID, 0, first).max())
+    whole = set(np.unique(first)) == {0, VOID}
+    objects = 1 if whole else int(np.where(first == VOID, 0, first).max())
     figures = []
     for instance in range(1, objects + 1):
         for name in names[1:-1]:
-            annotation, prediction = truth[name] == instance, found[name] == instance
+            annotation, prediction = truth[name], found[name]
+            if whole:
+                annotation, prediction = annotation > 127, (prediction == 1) | (prediction == VOID)
+            else:
+                annotation, prediction = annotation == instance, prediction == instance
             j = region_similarity(annotation, prediction)
             figures.append((j, contour_accuracy(annotation, prediction)))
     return figures

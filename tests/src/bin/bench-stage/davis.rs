@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use conceptseg::metrics::davis::{Layout, score_folders};
+use conceptseg::metrics::davis::score_folders;
 use conceptseg_tests::bench::Stage;
 use conceptseg_tests::bench::npy::Array;
 
@@ -50,7 +50,7 @@ impl Stage for Contestant {
     fn run(&mut self) -> Result<()> {
         self.figures.clear();
         for (annotations, results) in &self.pairs {
-            let score = score_folders(annotations, results, Some(Layout::Davis2017), &|| ())
+            let score = score_folders(annotations, results, None, &|| ())
                 .with_context(|| format!("cannot score {}", results.display()))?;
             for counts in score.objects.iter().flat_map(|object| &object.counts) {
                 self.figures.extend([counts.region(), counts.boundary()]);
