@@ -1,4 +1,4 @@
-//! Arrays in files that NumPy reads and writes (format version 1.0, little endian, C order).
+//! Arrays in files that `NumPy` reads and writes (format version 1.0, little endian, C order).
 
 use std::fs;
 use std::io::Write as _;
@@ -13,7 +13,7 @@ const ALIGNMENT: usize = 64;
 
 /// A number type of arrays.
 pub trait Number: Copy {
-    /// How NumPy calls it.
+    /// How `NumPy` calls it.
     const TYPE: &'static str;
 
     /// Appends its bytes.
@@ -46,9 +46,10 @@ impl Array {
     pub fn new<T: Number>(shape: &[usize], values: &[T]) -> Result<Self> {
         let expected = shape.iter().product::<usize>();
         ensure!(values.len() == expected, "{} values for {shape:?}", values.len());
-        let sides: String = shape.iter().map(|side| format!("{side},")).collect();
+        let sides: Vec<String> = shape.iter().map(ToString::to_string).collect();
+        let sides = sides.join(",");
         let mut header =
-            format!("{{'descr':'{}','fortran_order':False,'shape':({sides})}}", T::TYPE);
+            format!("{{'descr':'{}','fortran_order':False,'shape':({sides},)}}", T::TYPE);
         let length = (MAGIC.len() + 2 + header.len() + 1).next_multiple_of(ALIGNMENT);
         while MAGIC.len() + 2 + header.len() + 1 < length {
             header.push(' ');
@@ -57,7 +58,9 @@ impl Array {
         let mut bytes = MAGIC.to_vec();
         bytes.extend(u16::try_from(header.len()).context("the header is too long")?.to_le_bytes());
         bytes.extend(header.as_bytes());
-        values.iter().for_each(|value| value.write(&mut bytes));
+        for value in values {
+            value.write(&mut bytes);
+        }
         Ok(Self(bytes))
     }
 
