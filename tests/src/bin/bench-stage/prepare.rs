@@ -43,12 +43,12 @@ pub struct Args {
     /// Folder for the inputs.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Sizes of network inputs, HEIGHTxWIDTH.
+    /// Sizes of network inputs, `HEIGHTxWIDTH`.
     #[arg(long, value_delimiter = ',', value_parser = size)]
     sizes: Vec<(u32, u32)>,
 }
 
-/// A size written as HEIGHTxWIDTH.
+/// A size written as `HEIGHTxWIDTH`.
 fn size(text: &str) -> Result<(u32, u32), String> {
     let sides = text.split_once('x').and_then(|(h, w)| Some((h.parse().ok()?, w.parse().ok()?)));
     sides.ok_or_else(|| format!("{text} is no size; write HEIGHTxWIDTH"))
