@@ -2,14 +2,16 @@
 
 mod frame;
 
-pub use frame::{FrameEmbedder, InputSize};
+pub use frame::{EmbedTimes, FrameEmbedder, InputSize};
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::backend::tensorrt::TensorRt;
+use crate::backend::tensorrt::{TensorRt, TensorRtError};
 use crate::backend::{self, Backend, BackendError, BackendOptions, OutputShape};
 use crate::bundle::{Bundle, BundleError, Codebook, SizeRule};
+use crate::cuda::CudaPathError;
+use crate::frame::FrameError;
 
 /// How far an embedding's length may be from 1. Rounding in 16-bit floats stays below a tenth of it.
 pub(crate) const UNIT_TOLERANCE: f32 = 0.01;
@@ -27,6 +29,12 @@ pub enum EmbedError {
     /// The network could not be loaded or run.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// The frame could not be prepared.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// Something but the network failed on the GPU.
+    #[error("the frame could not be processed on the GPU: {0}")]
+    Gpu(CudaPathError),
     /// The network does not take this input size.
     #[error("the network of {bundle} does not take {width}x{height} pixels; it takes {accepted}")]
     InputSize {
@@ -71,6 +79,32 @@ pub enum EmbedError {
         /// Length found; not a number where the network diverged.
         length: f32,
     },
+}
+
+impl EmbedError {
+    /// Whether the CPU could do what was asked for, because the GPU failed.
+    pub(crate) fn is_of_gpu(&self) -> bool {
+        match self {
+            Self::Backend(BackendError::TensorRt(_)) => true,
+            Self::Gpu(error) => !error.is_of_caller(),
+            _ => false,
+        }
+    }
+}
+
+impl From<CudaPathError> for EmbedError {
+    fn from(error: CudaPathError) -> Self {
+        match error {
+            CudaPathError::TensorRt(error) => error.into(),
+            other => Self::Gpu(other),
+        }
+    }
+}
+
+impl From<TensorRtError> for EmbedError {
+    fn from(error: TensorRtError) -> Self {
+        Self::Backend(error.into())
+    }
 }
 
 /// The embeddings of one frame, pixel by pixel.

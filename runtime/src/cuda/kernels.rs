@@ -4,7 +4,7 @@
 //! compute capability that is served, 7.5, and so is understood by every driver since CUDA 12.6.
 
 use std::ffi::{CStr, CString};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use conceptseg_tensorrt::cuda::{Context, Function, Module, Nvrtc};
 
@@ -56,7 +56,24 @@ pub struct Kernels {
     context: Arc<Context>,
 }
 
+/// What [`Kernels::shared`] gave out.
+static SHARED: Mutex<Vec<Weak<Kernels>>> = Mutex::new(Vec::new());
+
 impl Kernels {
+    /// The kernels in the program, loaded once for all that work in this context at the same time.
+    pub(super) fn shared(context: &Arc<Context>) -> Result<Arc<Self>, CudaPathError> {
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.retain(|kernels| kernels.strong_count() > 0);
+        let known = shared.iter().filter_map(Weak::upgrade);
+        if let Some(kernels) = known.into_iter().find(|known| Arc::ptr_eq(&known.context, context))
+        {
+            return Ok(kernels);
+        }
+        let kernels = Self::load(context, KernelSource::Ptx)?;
+        shared.push(Arc::downgrade(&kernels));
+        Ok(kernels)
+    }
+
     /// Loads the kernels.
     ///
     /// # Errors
