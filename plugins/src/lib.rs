@@ -16,6 +16,7 @@ pub mod conceptlabel;
 pub mod conceptmetasink;
 pub mod conceptoverlay;
 pub mod conceptseg;
+mod element;
 mod errors;
 mod live;
 pub mod maskpropagate;

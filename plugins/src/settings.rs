@@ -71,54 +71,37 @@ impl From<Precision> for tensorrt::Precision {
     }
 }
 
-/// The properties of an element that may be late.
+/// The settings of an element that may be late.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Lateness {
-    policy: LatePolicy,
+    pub policy: LatePolicy,
     /// Milliseconds, 0 for no limit.
-    max_age: u32,
+    pub max_age: u32,
 }
 
 impl Lateness {
-    /// Their descriptions.
-    pub fn properties() -> Vec<glib::ParamSpec> {
-        vec![
-            glib::ParamSpecEnum::builder_with_default("late-policy", LatePolicy::Auto)
-                .nick("Late policy")
-                .blurb("What a frame does that comes while an earlier one is being analysed")
-                .mutable_playing()
-                .build(),
-            glib::ParamSpecUInt::builder("max-age")
-                .nick("Maximum age")
-                .blurb("Results of frames that lie further back than this many milliseconds are not attached, 0 for no limit")
-                .mutable_playing()
-                .build(),
-        ]
-    }
-
-    /// Sets one of them. `false` where it has another name.
-    pub fn set(&mut self, name: &str, value: &glib::Value) -> bool {
-        match name {
-            "late-policy" => assign(&mut self.policy, value),
-            "max-age" => assign(&mut self.max_age, value),
-            _ => return false,
-        }
-        true
-    }
-
-    /// Reads one of them.
-    pub fn get(self, name: &str) -> Option<glib::Value> {
-        match name {
-            "late-policy" => Some(self.policy.to_value()),
-            "max-age" => Some(self.max_age.to_value()),
-            _ => None,
-        }
-    }
-
     /// What they mean for a frame.
     pub fn rules(self) -> Rules {
         Rules { policy: self.policy, max_age: Duration::from_millis(self.max_age.into()) }
     }
+}
+
+/// The description of the property `late-policy`.
+pub fn late_policy() -> glib::ParamSpec {
+    glib::ParamSpecEnum::builder_with_default("late-policy", LatePolicy::Auto)
+        .nick("Late policy")
+        .blurb("What a frame does that comes while an earlier one is being analysed")
+        .mutable_playing()
+        .build()
+}
+
+/// The description of the property `max-age`.
+pub fn max_age() -> glib::ParamSpec {
+    glib::ParamSpecUInt::builder("max-age")
+        .nick("Maximum age")
+        .blurb("Results of frames that lie further back than this many milliseconds are not attached, 0 for no limit")
+        .mutable_playing()
+        .build()
 }
 
 /// The description of the read-only property `stats`.

@@ -23,19 +23,13 @@ pub const FORMATS: [VideoFormat; 11] = [
     VideoFormat::Gray8,
 ];
 
-/// One sink and one source pad that are always there, both for `formats` in system memory.
-pub fn pad_templates(formats: &[VideoFormat]) -> Vec<gst::PadTemplate> {
-    let caps = VideoCapsBuilder::new()
+/// Caps of `formats` in system memory.
+pub fn caps(formats: &[VideoFormat]) -> gst::Caps {
+    VideoCapsBuilder::new()
         .format_list(formats.iter().copied())
         .width_range(1..=MAX_SIDE as i32)
         .height_range(1..=MAX_SIDE as i32)
-        .build();
-    [("sink", gst::PadDirection::Sink), ("src", gst::PadDirection::Src)]
-        .into_iter()
-        .filter_map(|(name, direction)| {
-            gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps).ok()
-        })
-        .collect()
+        .build()
 }
 
 /// Our name of a format of [`FORMATS`].

@@ -8,23 +8,19 @@ use conceptseg::stream::StreamConfig;
 use gst::glib;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
-use gst_base::prelude::*;
-use gst_base::subclass::BaseTransformMode;
 use gst_base::subclass::prelude::*;
 
 use super::stage::{EmbedStage, Input};
+use crate::element::{
+    self, Properties, Property, analyzer_methods, element_methods, field, in_place, object_methods,
+};
 use crate::live::{Analyzer, Moment, Shown};
 use crate::models::Loaded;
-use crate::settings::{self, Backend, Lateness, Precision, assign};
+use crate::settings::{self, Backend, Lateness, Precision};
 use crate::{lock, meta, models, video};
 
-static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
-    gst::DebugCategory::new(
-        "conceptembed",
-        gst::DebugColorFlags::empty(),
-        Some("The network that embeds frames"),
-    )
-});
+static CAT: LazyLock<gst::DebugCategory> =
+    LazyLock::new(|| element::category("conceptembed", "The network that embeds frames"));
 
 /// Short sides that the network is run at, in pixels.
 const SHORT_SIDES: std::ops::RangeInclusive<u32> = 64..=2160;
@@ -76,68 +72,99 @@ impl Settings {
     }
 }
 
-pub fn properties() -> Vec<glib::ParamSpec> {
+pub static PROPERTIES: Properties<ConceptEmbed> = Properties::new(|| {
     let default = Settings::default();
-    let mut properties = vec![
-        glib::ParamSpecString::builder("bundle")
-            .nick("Bundle")
-            .blurb("Folder of the model bundle; set while playing, the new bundle is loaded beside the old one and takes over between two frames")
-            .mutable_playing()
-            .build(),
-        glib::ParamSpecEnum::builder_with_default("backend", default.backend)
-            .nick("Backend")
-            .blurb("Which program runs the network")
-            .mutable_ready()
-            .build(),
-        glib::ParamSpecUInt::builder("threads")
-            .nick("Threads")
-            .blurb("CPU threads for the network, 0 for all cores")
-            .maximum(1024)
-            .default_value(default.threads)
-            .mutable_ready()
-            .build(),
-        glib::ParamSpecUInt::builder("device")
-            .nick("Device")
-            .blurb("Number of the GPU, from 0, where TensorRT runs the network")
-            .default_value(default.device)
-            .mutable_ready()
-            .build(),
-        glib::ParamSpecEnum::builder_with_default("precision", default.precision)
-            .nick("Precision")
-            .blurb("How the network computes where TensorRT runs it")
-            .mutable_ready()
-            .build(),
-        glib::ParamSpecBoolean::builder("cpu-fallback")
-            .nick("CPU fallback")
-            .blurb("Go on with the CPU where the GPU fails for good; backend=auto does so anyway")
-            .default_value(default.cpu_fallback)
-            .mutable_ready()
-            .build(),
-        glib::ParamSpecString::builder("engine-id")
-            .nick("Engine id")
-            .blurb("Elements of one process with the same id share one loaded model, also when one of them loads another bundle; those without a bundle take that of the others")
-            .mutable_ready()
-            .build(),
-        glib::ParamSpecUInt::builder("short-side")
-            .nick("Short side")
-            .blurb("Shorter side of the frame as the network sees it, in pixels, rounded to a multiple of 8; less is faster and coarser")
-            .minimum(*SHORT_SIDES.start())
-            .maximum(*SHORT_SIDES.end())
-            .default_value(default.short_side)
-            .mutable_playing()
-            .build(),
-        glib::ParamSpecUInt::builder("inference-interval")
-            .nick("Inference interval")
-            .blurb("Every so many frames one is analysed; the others show its result")
-            .minimum(1)
-            .default_value(default.interval)
-            .mutable_playing()
-            .build(),
-    ];
-    properties.extend(Lateness::properties());
-    properties.push(settings::stats());
-    properties
-}
+    vec![
+        Property::new(
+            glib::ParamSpecString::builder("bundle")
+                .nick("Bundle")
+                .blurb("Folder of the model bundle; set while playing, the new bundle is loaded beside the old one and takes over between two frames")
+                .mutable_playing()
+                .build(),
+            |element| lock(&element.settings).bundle.to_value(),
+            |element, value| element.set_bundle(settings::path(value)),
+        ),
+        field!(
+            glib::ParamSpecEnum::builder_with_default("backend", default.backend)
+                .nick("Backend")
+                .blurb("Which program runs the network")
+                .mutable_ready()
+                .build(),
+            backend
+        ),
+        field!(
+            glib::ParamSpecUInt::builder("threads")
+                .nick("Threads")
+                .blurb("CPU threads for the network, 0 for all cores")
+                .maximum(1024)
+                .default_value(default.threads)
+                .mutable_ready()
+                .build(),
+            threads
+        ),
+        field!(
+            glib::ParamSpecUInt::builder("device")
+                .nick("Device")
+                .blurb("Number of the GPU, from 0, where TensorRT runs the network")
+                .default_value(default.device)
+                .mutable_ready()
+                .build(),
+            device
+        ),
+        field!(
+            glib::ParamSpecEnum::builder_with_default("precision", default.precision)
+                .nick("Precision")
+                .blurb("How the network computes where TensorRT runs it")
+                .mutable_ready()
+                .build(),
+            precision
+        ),
+        field!(
+            glib::ParamSpecBoolean::builder("cpu-fallback")
+                .nick("CPU fallback")
+                .blurb("Go on with the CPU where the GPU fails for good; backend=auto does so anyway")
+                .default_value(default.cpu_fallback)
+                .mutable_ready()
+                .build(),
+            cpu_fallback
+        ),
+        Property::new(
+            glib::ParamSpecString::builder("engine-id")
+                .nick("Engine id")
+                .blurb("Elements of one process with the same id share one loaded model, also when one of them loads another bundle; those without a bundle take that of the others")
+                .mutable_ready()
+                .build(),
+            |element| lock(&element.settings).engine_id.to_value(),
+            |element, value| lock(&element.settings).engine_id = settings::text(value),
+        ),
+        field!(
+            glib::ParamSpecUInt::builder("short-side")
+                .nick("Short side")
+                .blurb("Shorter side of the frame as the network sees it, in pixels, rounded to a multiple of 8; less is faster and coarser")
+                .minimum(*SHORT_SIDES.start())
+                .maximum(*SHORT_SIDES.end())
+                .default_value(default.short_side)
+                .mutable_playing()
+                .build(),
+            short_side
+        ),
+        field!(
+            glib::ParamSpecUInt::builder("inference-interval")
+                .nick("Inference interval")
+                .blurb("Every so many frames one is analysed; the others show its result")
+                .minimum(1)
+                .default_value(default.interval)
+                .mutable_playing()
+                .build(),
+            interval
+        ),
+        field!(settings::late_policy(), lateness.policy),
+        field!(settings::max_age(), lateness.max_age),
+        Property::read_only(settings::stats(), |element| {
+            element.analyzer.stats().to_structure().to_value()
+        }),
+    ]
+});
 
 #[derive(Default)]
 pub struct ConceptEmbed {
@@ -157,88 +184,23 @@ impl ObjectSubclass for ConceptEmbed {
 }
 
 impl ObjectImpl for ConceptEmbed {
-    fn properties() -> &'static [glib::ParamSpec] {
-        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(properties);
-        &PROPERTIES
-    }
-
-    fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
-        let mut settings = lock(&self.settings);
-        match pspec.name() {
-            "bundle" => {
-                settings.bundle = settings::path(value);
-                let settings = settings.clone();
-                // Only an element that runs has something to replace.
-                if self.analyzer.is_running() {
-                    self.reload(settings);
-                }
-            }
-            "backend" => assign(&mut settings.backend, value),
-            "threads" => assign(&mut settings.threads, value),
-            "device" => assign(&mut settings.device, value),
-            "precision" => assign(&mut settings.precision, value),
-            "cpu-fallback" => assign(&mut settings.cpu_fallback, value),
-            "engine-id" => settings.engine_id = settings::text(value),
-            "short-side" => assign(&mut settings.short_side, value),
-            "inference-interval" => assign(&mut settings.interval, value),
-            other => {
-                if !settings.lateness.set(other, value) {
-                    gst::error!(CAT, imp = self, "There is no property {other} to set");
-                }
-            }
-        }
-    }
-
-    fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
-        let settings = lock(&self.settings);
-        match pspec.name() {
-            "bundle" => settings.bundle.to_value(),
-            "backend" => settings.backend.to_value(),
-            "threads" => settings.threads.to_value(),
-            "device" => settings.device.to_value(),
-            "precision" => settings.precision.to_value(),
-            "cpu-fallback" => settings.cpu_fallback.to_value(),
-            "engine-id" => settings.engine_id.to_value(),
-            "short-side" => settings.short_side.to_value(),
-            "inference-interval" => settings.interval.to_value(),
-            "stats" => self.analyzer.stats().to_structure().to_value(),
-            other => settings.lateness.get(other).unwrap_or_else(|| pspec.default_value().clone()),
-        }
-    }
-
-    fn constructed(&self) {
-        self.parent_constructed();
-        // Dropping whole frames because one was late would lose their masks.
-        self.obj().set_qos(false);
-    }
+    object_methods!(PROPERTIES);
 }
 
 impl GstObjectImpl for ConceptEmbed {}
 
 impl ElementImpl for ConceptEmbed {
-    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
-        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
-            gst::subclass::ElementMetadata::new(
-                "ConceptSeg embedding",
-                "Filter/Analyzer/Video",
-                "Embeds the pixels of frames with a network that learnt without labels",
-                "ConceptSeg developers",
-            )
-        });
-        Some(&METADATA)
-    }
-
-    fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> =
-            LazyLock::new(|| video::pad_templates(&video::FORMATS));
-        &TEMPLATES
+    element_methods! {
+        name: "ConceptSeg embedding",
+        class: "Filter/Analyzer/Video",
+        description: "Embeds the pixels of frames with a network that learnt without labels",
+        pads: video::caps(&video::FORMATS),
     }
 }
 
 impl BaseTransformImpl for ConceptEmbed {
-    const MODE: BaseTransformMode = BaseTransformMode::AlwaysInPlace;
-    const PASSTHROUGH_ON_SAME_CAPS: bool = false;
-    const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
+    in_place!(analyse);
+    analyzer_methods!(CAT);
 
     fn start(&self) -> Result<(), gst::ErrorMessage> {
         let settings = lock(&self.settings).clone();
@@ -256,39 +218,21 @@ impl BaseTransformImpl for ConceptEmbed {
         *lock(&self.loaded) = None;
         Ok(())
     }
-
-    fn set_caps(&self, incaps: &gst::Caps, _outcaps: &gst::Caps) -> Result<(), gst::LoggableError> {
-        self.analyzer.set_caps(*CAT, incaps)
-    }
-
-    fn sink_event(&self, event: gst::Event) -> bool {
-        if self.analyzer.event(&event) {
-            gst::info!(CAT, imp = self, "A new stream begins");
-        }
-        self.parent_sink_event(event)
-    }
-
-    fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
-        let answered = BaseTransformImplExt::parent_query(self, direction, query);
-        if answered {
-            self.analyzer.answer(direction, query);
-        }
-        answered
-    }
-
-    fn transform_ip(
-        &self,
-        buffer: &mut gst::BufferRef,
-    ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        self.analyse(buffer).map_err(|message| {
-            self.post_error_message(message);
-            gst::FlowError::Error
-        })?;
-        Ok(gst::FlowSuccess::Ok)
-    }
 }
 
 impl ConceptEmbed {
+    fn set_bundle(&self, bundle: Option<PathBuf>) {
+        let settings = {
+            let mut settings = lock(&self.settings);
+            settings.bundle = bundle;
+            settings.clone()
+        };
+        // Only an element that runs has something to replace.
+        if self.analyzer.is_running() {
+            self.reload(settings);
+        }
+    }
+
     fn analyse(&self, buffer: &mut gst::BufferRef) -> Result<(), gst::ErrorMessage> {
         let settings = lock(&self.settings).clone();
         let index = self.analyzer.count();

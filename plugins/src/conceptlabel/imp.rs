@@ -6,23 +6,19 @@ use conceptseg::stream::StreamConfig;
 use gst::glib;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
-use gst_base::prelude::*;
-use gst_base::subclass::BaseTransformMode;
 use gst_base::subclass::prelude::*;
 
 use super::stage::{Input, LabelStage};
+use crate::element::{
+    self, Properties, Property, analyzer_methods, element_methods, field, in_place, object_methods,
+};
 use crate::live::{Analyzer, Moment, Shown};
 use crate::meta::{Embedding, Source};
-use crate::settings::{self, Lateness, assign};
+use crate::settings::{self, Lateness};
 use crate::{lock, models, video};
 
-static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
-    gst::DebugCategory::new(
-        "conceptlabel",
-        gst::DebugColorFlags::empty(),
-        Some("Labelling with concepts"),
-    )
-});
+static CAT: LazyLock<gst::DebugCategory> =
+    LazyLock::new(|| element::category("conceptlabel", "Labelling with concepts"));
 
 #[derive(Debug, Clone)]
 struct Settings {
@@ -63,36 +59,47 @@ impl Settings {
     }
 }
 
-pub fn properties() -> Vec<glib::ParamSpec> {
+pub static PROPERTIES: Properties<ConceptLabel> = Properties::new(|| {
     let default = Settings::default();
-    let mut properties = vec![
-        glib::ParamSpecBoolean::builder("concepts")
-            .nick("Concepts")
-            .blurb("Label frames with concepts; without it they pass as they are")
-            .default_value(default.concepts)
-            .mutable_playing()
-            .build(),
-        glib::ParamSpecUInt::builder("num-segments")
-            .nick("Number of segments")
-            .blurb("Clusters that a frame is divided into, a square number")
-            .minimum(4)
-            .maximum(256)
-            .default_value(default.num_segments)
-            .mutable_playing()
-            .build(),
-        glib::ParamSpecUInt::builder("iterations")
-            .nick("Iterations")
-            .blurb("Iterations of the clustering")
-            .minimum(1)
-            .maximum(100)
-            .default_value(default.iterations)
-            .mutable_playing()
-            .build(),
-    ];
-    properties.extend(Lateness::properties());
-    properties.push(settings::stats());
-    properties
-}
+    vec![
+        field!(
+            glib::ParamSpecBoolean::builder("concepts")
+                .nick("Concepts")
+                .blurb("Label frames with concepts; without it they pass as they are")
+                .default_value(default.concepts)
+                .mutable_playing()
+                .build(),
+            concepts
+        ),
+        field!(
+            glib::ParamSpecUInt::builder("num-segments")
+                .nick("Number of segments")
+                .blurb("Clusters that a frame is divided into, a square number")
+                .minimum(4)
+                .maximum(256)
+                .default_value(default.num_segments)
+                .mutable_playing()
+                .build(),
+            num_segments
+        ),
+        field!(
+            glib::ParamSpecUInt::builder("iterations")
+                .nick("Iterations")
+                .blurb("Iterations of the clustering")
+                .minimum(1)
+                .maximum(100)
+                .default_value(default.iterations)
+                .mutable_playing()
+                .build(),
+            iterations
+        ),
+        field!(settings::late_policy(), lateness.policy),
+        field!(settings::max_age(), lateness.max_age),
+        Property::read_only(settings::stats(), |element| {
+            element.analyzer.stats().to_structure().to_value()
+        }),
+    ]
+});
 
 /// What the streaming thread remembers.
 #[derive(Default)]
@@ -119,69 +126,23 @@ impl ObjectSubclass for ConceptLabel {
 }
 
 impl ObjectImpl for ConceptLabel {
-    fn properties() -> &'static [glib::ParamSpec] {
-        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(properties);
-        &PROPERTIES
-    }
-
-    fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
-        let mut settings = lock(&self.settings);
-        match pspec.name() {
-            "concepts" => assign(&mut settings.concepts, value),
-            "num-segments" => assign(&mut settings.num_segments, value),
-            "iterations" => assign(&mut settings.iterations, value),
-            other => {
-                if !settings.lateness.set(other, value) {
-                    gst::error!(CAT, imp = self, "There is no property {other} to set");
-                }
-            }
-        }
-    }
-
-    fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
-        let settings = lock(&self.settings);
-        match pspec.name() {
-            "concepts" => settings.concepts.to_value(),
-            "num-segments" => settings.num_segments.to_value(),
-            "iterations" => settings.iterations.to_value(),
-            "stats" => self.analyzer.stats().to_structure().to_value(),
-            other => settings.lateness.get(other).unwrap_or_else(|| pspec.default_value().clone()),
-        }
-    }
-
-    fn constructed(&self) {
-        self.parent_constructed();
-        // Dropping whole frames because one was late would lose their masks.
-        self.obj().set_qos(false);
-    }
+    object_methods!(PROPERTIES);
 }
 
 impl GstObjectImpl for ConceptLabel {}
 
 impl ElementImpl for ConceptLabel {
-    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
-        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
-            gst::subclass::ElementMetadata::new(
-                "ConceptSeg labelling",
-                "Filter/Analyzer/Video",
-                "Labels the pixels of frames with concepts learnt without labels",
-                "ConceptSeg developers",
-            )
-        });
-        Some(&METADATA)
-    }
-
-    fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> =
-            LazyLock::new(|| video::pad_templates(&video::FORMATS));
-        &TEMPLATES
+    element_methods! {
+        name: "ConceptSeg labelling",
+        class: "Filter/Analyzer/Video",
+        description: "Labels the pixels of frames with concepts learnt without labels",
+        pads: video::caps(&video::FORMATS),
     }
 }
 
 impl BaseTransformImpl for ConceptLabel {
-    const MODE: BaseTransformMode = BaseTransformMode::AlwaysInPlace;
-    const PASSTHROUGH_ON_SAME_CAPS: bool = false;
-    const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
+    in_place!(label);
+    analyzer_methods!(CAT, restart);
 
     fn start(&self) -> Result<(), gst::ErrorMessage> {
         lock(&self.settings).segmentation()?;
@@ -195,39 +156,13 @@ impl BaseTransformImpl for ConceptLabel {
         *lock(&self.state) = State::default();
         Ok(())
     }
-
-    fn set_caps(&self, incaps: &gst::Caps, _outcaps: &gst::Caps) -> Result<(), gst::LoggableError> {
-        self.analyzer.set_caps(*CAT, incaps)
-    }
-
-    fn sink_event(&self, event: gst::Event) -> bool {
-        if self.analyzer.event(&event) {
-            lock(&self.state).taken = None;
-        }
-        self.parent_sink_event(event)
-    }
-
-    fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
-        let answered = BaseTransformImplExt::parent_query(self, direction, query);
-        if answered {
-            self.analyzer.answer(direction, query);
-        }
-        answered
-    }
-
-    fn transform_ip(
-        &self,
-        buffer: &mut gst::BufferRef,
-    ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        self.label(buffer).map_err(|message| {
-            self.post_error_message(message);
-            gst::FlowError::Error
-        })?;
-        Ok(gst::FlowSuccess::Ok)
-    }
 }
 
 impl ConceptLabel {
+    fn restart(&self) {
+        lock(&self.state).taken = None;
+    }
+
     fn label(&self, buffer: &mut gst::BufferRef) -> Result<(), gst::ErrorMessage> {
         let settings = lock(&self.settings).clone();
         self.analyzer.count();

@@ -1,5 +1,5 @@
 use std::path::PathBuf;
-use std::sync::{LazyLock, Mutex};
+use std::sync::Mutex;
 
 use conceptseg::propagate::MaskMap;
 use conceptseg::results::{FrameRecord, InstanceRecord, Latency};
@@ -8,23 +8,15 @@ use conceptseg::stream::StageTimes;
 use gst::glib;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
-use gst_base::prelude::*;
 use gst_base::subclass::BaseTransformMode;
 use gst_base::subclass::prelude::*;
 
 use super::MESSAGE;
 use super::output::Output;
+use crate::element::{Properties, Property, element_methods, field, object_methods};
 use crate::lock;
 use crate::meta::{self, Analysis, MetaError};
-use crate::settings::{self, assign};
-
-static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
-    gst::DebugCategory::new(
-        "conceptmetasink",
-        gst::DebugColorFlags::empty(),
-        Some("Results as lines and messages"),
-    )
-});
+use crate::settings;
 
 #[derive(Debug, Clone)]
 struct Settings {
@@ -40,29 +32,39 @@ impl Default for Settings {
     }
 }
 
-pub fn properties() -> Vec<glib::ParamSpec> {
+pub static PROPERTIES: Properties<ConceptMetaSink> = Properties::new(|| {
     let default = Settings::default();
     vec![
-        glib::ParamSpecString::builder("location")
-            .nick("Location")
-            .blurb("File for the results, one line of JSON per frame; it appears at the end of the stream")
-            .mutable_ready()
-            .build(),
-        glib::ParamSpecInt::builder("fd")
-            .nick("File descriptor")
-            .blurb("Open file descriptor for the results, one line of JSON per frame, -1 for none; location goes before")
-            .minimum(-1)
-            .default_value(default.fd)
-            .mutable_ready()
-            .build(),
-        glib::ParamSpecBoolean::builder("post-messages")
-            .nick("Post messages")
-            .blurb("Post the results of each frame as an element message conceptseg-results")
-            .default_value(default.post_messages)
-            .mutable_playing()
-            .build(),
+        Property::new(
+            glib::ParamSpecString::builder("location")
+                .nick("Location")
+                .blurb("File for the results, one line of JSON per frame; it appears at the end of the stream")
+                .mutable_ready()
+                .build(),
+            |element| lock(&element.settings).location.to_value(),
+            |element, value| lock(&element.settings).location = settings::path(value),
+        ),
+        field!(
+            glib::ParamSpecInt::builder("fd")
+                .nick("File descriptor")
+                .blurb("Open file descriptor for the results, one line of JSON per frame, -1 for none; location goes before")
+                .minimum(-1)
+                .default_value(default.fd)
+                .mutable_ready()
+                .build(),
+            fd
+        ),
+        field!(
+            glib::ParamSpecBoolean::builder("post-messages")
+                .nick("Post messages")
+                .blurb("Post the results of each frame as an element message conceptseg-results")
+                .default_value(default.post_messages)
+                .mutable_playing()
+                .build(),
+            post_messages
+        ),
     ]
-}
+});
 
 /// What lives from start to stop.
 #[derive(Default)]
@@ -85,64 +87,18 @@ impl ObjectSubclass for ConceptMetaSink {
 }
 
 impl ObjectImpl for ConceptMetaSink {
-    fn properties() -> &'static [glib::ParamSpec] {
-        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(properties);
-        &PROPERTIES
-    }
-
-    fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
-        let mut settings = lock(&self.settings);
-        match pspec.name() {
-            "location" => settings.location = settings::path(value),
-            "fd" => assign(&mut settings.fd, value),
-            "post-messages" => assign(&mut settings.post_messages, value),
-            other => gst::error!(CAT, imp = self, "There is no property {other} to set"),
-        }
-    }
-
-    fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
-        let settings = lock(&self.settings);
-        match pspec.name() {
-            "location" => settings.location.to_value(),
-            "fd" => settings.fd.to_value(),
-            "post-messages" => settings.post_messages.to_value(),
-            _ => pspec.default_value().clone(),
-        }
-    }
-
-    fn constructed(&self) {
-        self.parent_constructed();
-        self.obj().set_qos(false);
-    }
+    object_methods!(PROPERTIES);
 }
 
 impl GstObjectImpl for ConceptMetaSink {}
 
 impl ElementImpl for ConceptMetaSink {
-    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
-        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
-            gst::subclass::ElementMetadata::new(
-                "ConceptSeg results",
-                "Filter/Metadata",
-                "Writes concepts and instances down as JSON lines or messages and passes frames on",
-                "ConceptSeg developers",
-            )
-        });
-        Some(&METADATA)
-    }
-
-    fn pad_templates() -> &'static [gst::PadTemplate] {
+    element_methods! {
+        name: "ConceptSeg results",
+        class: "Filter/Metadata",
+        description: "Writes concepts and instances down as JSON lines or messages and passes frames on",
         // Only metadata is looked at, so that anything may pass, also encoded video.
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
-            let caps = gst::Caps::new_any();
-            [("sink", gst::PadDirection::Sink), ("src", gst::PadDirection::Src)]
-                .into_iter()
-                .filter_map(|(name, direction)| {
-                    gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps).ok()
-                })
-                .collect()
-        });
-        &TEMPLATES
+        pads: gst::Caps::new_any(),
     }
 }
 

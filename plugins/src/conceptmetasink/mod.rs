@@ -30,7 +30,7 @@ pub const MESSAGE: &str = "conceptseg-results";
 
 /// The properties, for the element and for the bin that has it inside.
 pub fn properties() -> Vec<glib::ParamSpec> {
-    imp::properties()
+    imp::PROPERTIES.describe()
 }
 
 /// Makes the element known to `plugin`.

@@ -6,24 +6,18 @@ use conceptseg::propagate::MaskMap;
 use gst::glib;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
-use gst_base::subclass::BaseTransformMode;
 use gst_base::subclass::prelude::*;
 use gst_video::prelude::*;
 use gst_video::{VideoFrameRef, VideoInfo};
 
 use super::Draw;
+use crate::element::{self, Properties, element_methods, field, in_place, object_methods};
 use crate::errors::message;
 use crate::meta::Analysis;
-use crate::settings::assign;
 use crate::{lock, video};
 
-static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
-    gst::DebugCategory::new(
-        "conceptoverlay",
-        gst::DebugColorFlags::empty(),
-        Some("Drawing of concepts and instances"),
-    )
-});
+static CAT: LazyLock<gst::DebugCategory> =
+    LazyLock::new(|| element::category("conceptoverlay", "Drawing of concepts and instances"));
 
 /// Concepts whose colours are computed beforehand; larger dictionaries work, too.
 const CONCEPTS: usize = 512;
@@ -51,27 +45,33 @@ impl Settings {
     }
 }
 
-pub fn properties() -> Vec<glib::ParamSpec> {
+pub static PROPERTIES: Properties<ConceptOverlay> = Properties::new(|| {
     let default = Settings::default();
     vec![
-        glib::ParamSpecFloat::builder("opacity")
-            .nick("Opacity")
-            .blurb("Share of the layer colour, 0 (invisible) to 1 (opaque)")
-            .minimum(0.0)
-            .maximum(1.0)
-            .default_value(default.opacity)
-            .mutable_playing()
-            .controllable()
-            .build(),
-        glib::ParamSpecFlags::builder::<Draw>("draw")
-            .nick("Draw")
-            .blurb("What is drawn; 0 leaves the frames as they are")
-            .default_value(default.draw)
-            .mutable_playing()
-            .controllable()
-            .build(),
+        field!(
+            glib::ParamSpecFloat::builder("opacity")
+                .nick("Opacity")
+                .blurb("Share of the layer colour, 0 (invisible) to 1 (opaque)")
+                .minimum(0.0)
+                .maximum(1.0)
+                .default_value(default.opacity)
+                .mutable_playing()
+                .controllable()
+                .build(),
+            opacity
+        ),
+        field!(
+            glib::ParamSpecFlags::builder::<Draw>("draw")
+                .nick("Draw")
+                .blurb("What is drawn; 0 leaves the frames as they are")
+                .default_value(default.draw)
+                .mutable_playing()
+                .controllable()
+                .build(),
+            draw
+        ),
     ]
-}
+});
 
 /// What lives from start to stop: the scaled maps, whose memory is used again for each frame.
 struct State {
@@ -141,61 +141,22 @@ impl ObjectSubclass for ConceptOverlay {
 }
 
 impl ObjectImpl for ConceptOverlay {
-    fn properties() -> &'static [glib::ParamSpec] {
-        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(properties);
-        &PROPERTIES
-    }
-
-    fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
-        let mut settings = lock(&self.settings);
-        match pspec.name() {
-            "opacity" => assign(&mut settings.opacity, value),
-            "draw" => assign(&mut settings.draw, value),
-            other => gst::error!(CAT, imp = self, "There is no property {other} to set"),
-        }
-    }
-
-    fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
-        let settings = lock(&self.settings);
-        match pspec.name() {
-            "opacity" => settings.opacity.to_value(),
-            "draw" => settings.draw.to_value(),
-            _ => pspec.default_value().clone(),
-        }
-    }
-
-    fn constructed(&self) {
-        self.parent_constructed();
-        self.obj().set_qos(false);
-    }
+    object_methods!(PROPERTIES);
 }
 
 impl GstObjectImpl for ConceptOverlay {}
 
 impl ElementImpl for ConceptOverlay {
-    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
-        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
-            gst::subclass::ElementMetadata::new(
-                "ConceptSeg overlay",
-                "Filter/Effect/Video",
-                "Draws concepts and instances onto the frames that they were found in",
-                "ConceptSeg developers",
-            )
-        });
-        Some(&METADATA)
-    }
-
-    fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> =
-            LazyLock::new(|| video::pad_templates(&video::FORMATS));
-        &TEMPLATES
+    element_methods! {
+        name: "ConceptSeg overlay",
+        class: "Filter/Effect/Video",
+        description: "Draws concepts and instances onto the frames that they were found in",
+        pads: video::caps(&video::FORMATS),
     }
 }
 
 impl BaseTransformImpl for ConceptOverlay {
-    const MODE: BaseTransformMode = BaseTransformMode::AlwaysInPlace;
-    const PASSTHROUGH_ON_SAME_CAPS: bool = false;
-    const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
+    in_place!(draw);
 
     fn start(&self) -> Result<(), gst::ErrorMessage> {
         *lock(&self.state) = Some(State::new());
@@ -230,18 +191,13 @@ impl BaseTransformImpl for ConceptOverlay {
             gst::warning!(CAT, imp = self, "Controlled properties keep their values: {e}");
         }
     }
+}
 
-    fn transform_ip(
-        &self,
-        buffer: &mut gst::BufferRef,
-    ) -> Result<gst::FlowSuccess, gst::FlowError> {
+impl ConceptOverlay {
+    fn draw(&self, buffer: &mut gst::BufferRef) -> Result<(), gst::ErrorMessage> {
         let style = lock(&self.settings).style();
-        let mut guard = lock(&self.state);
-        let Some(state) = guard.as_mut() else { return Err(gst::FlowError::Flushing) };
-        state.draw(buffer, style).map_err(|text| {
-            self.post_error_message(message(gst::StreamError::Failed, &text));
-            gst::FlowError::Error
-        })?;
-        Ok(gst::FlowSuccess::Ok)
+        let mut state = lock(&self.state);
+        let Some(state) = state.as_mut() else { return Ok(()) };
+        state.draw(buffer, style).map_err(|text| message(gst::StreamError::Failed, &text))
     }
 }

@@ -27,7 +27,7 @@ glib::wrapper! {
 
 /// The properties, for the element and for the bin that has it inside.
 pub fn properties() -> Vec<glib::ParamSpec> {
-    imp::properties()
+    imp::PROPERTIES.describe()
 }
 
 /// Makes the element known to `plugin`.

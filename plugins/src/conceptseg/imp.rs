@@ -10,16 +10,12 @@ use crate::conceptembed::{self, ConceptEmbed};
 use crate::conceptlabel::{self, ConceptLabel};
 use crate::conceptmetasink::{self, ConceptMetaSink};
 use crate::conceptoverlay::{self, ConceptOverlay};
+use crate::element::{self, element_methods};
 use crate::maskpropagate::{self, MaskPropagate};
 use crate::video;
 
-static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
-    gst::DebugCategory::new(
-        "conceptseg",
-        gst::DebugColorFlags::empty(),
-        Some("Concept labelling and mask propagation"),
-    )
-});
+static CAT: LazyLock<gst::DebugCategory> =
+    LazyLock::new(|| element::category("conceptseg", "Concept labelling and mask propagation"));
 
 /// What the bin calls properties of the elements inside whose own names say too little here.
 const RENAMED: [(&str, &str); 2] = [("location", "results-location"), ("fd", "results-fd")];
@@ -198,22 +194,11 @@ impl ObjectImpl for ConceptSeg {
 impl GstObjectImpl for ConceptSeg {}
 
 impl ElementImpl for ConceptSeg {
-    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
-        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
-            gst::subclass::ElementMetadata::new(
-                "ConceptSeg segmentation",
-                "Filter/Analyzer/Effect/Video",
-                "Labels frames with concepts learnt without labels, carries instance masks along a stream, and draws both",
-                "ConceptSeg developers",
-            )
-        });
-        Some(&METADATA)
-    }
-
-    fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> =
-            LazyLock::new(|| video::pad_templates(&video::FORMATS));
-        &TEMPLATES
+    element_methods! {
+        name: "ConceptSeg segmentation",
+        class: "Filter/Analyzer/Effect/Video",
+        description: "Labels frames with concepts learnt without labels, carries instance masks along a stream, and draws both",
+        pads: video::caps(&video::FORMATS),
     }
 }
 

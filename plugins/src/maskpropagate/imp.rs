@@ -7,25 +7,21 @@ use gst::glib;
 use gst::glib::subclass::Signal;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
-use gst_base::prelude::*;
-use gst_base::subclass::BaseTransformMode;
 use gst_base::subclass::prelude::*;
 
 use super::mask;
 use super::stage::{Command, Input, PropagateStage};
+use crate::element::{
+    self, Properties, Property, analyzer_methods, element_methods, field, in_place, object_methods,
+};
 use crate::errors::message;
 use crate::live::{Analyzer, Moment, Shown};
 use crate::meta::{Embedding, Source};
 use crate::settings::{self, Lateness};
 use crate::{lock, video};
 
-static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
-    gst::DebugCategory::new(
-        "maskpropagate",
-        gst::DebugColorFlags::empty(),
-        Some("Propagation of instance masks"),
-    )
-});
+static CAT: LazyLock<gst::DebugCategory> =
+    LazyLock::new(|| element::category("maskpropagate", "Propagation of instance masks"));
 
 /// Where the first mask comes from; the property that was set last counts.
 #[derive(Debug, Clone, Default)]
@@ -44,23 +40,44 @@ struct Settings {
     lateness: Lateness,
 }
 
-pub fn properties() -> Vec<glib::ParamSpec> {
-    let mut properties = vec![
-        glib::ParamSpecString::builder("first-frame-mask")
-            .nick("First-frame mask")
-            .blurb("Palette or grey PNG of the size of the frames whose values are instance ids (0 background), for the first frame or, set while playing, for the next one")
-            .mutable_playing()
-            .build(),
-        glib::ParamSpecBoxed::builder::<gst::Buffer>("initial-mask")
-            .nick("Initial mask")
-            .blurb("The same as a buffer of GRAY8 pixels, with a GstVideoMeta or of the size of the frames")
-            .mutable_playing()
-            .build(),
-    ];
-    properties.extend(Lateness::properties());
-    properties.push(settings::stats());
-    properties
-}
+pub static PROPERTIES: Properties<MaskPropagate> = Properties::new(|| {
+    vec![
+        Property::new(
+            glib::ParamSpecString::builder("first-frame-mask")
+                .nick("First-frame mask")
+                .blurb("Palette or grey PNG of the size of the frames whose values are instance ids (0 background), for the first frame or, set while playing, for the next one")
+                .mutable_playing()
+                .build(),
+            |element| match &lock(&element.settings).first {
+                FirstMask::File(path) => Some(path).to_value(),
+                _ => None::<&str>.to_value(),
+            },
+            |element, value| {
+                element.set_first(settings::path(value).map(FirstMask::File));
+            },
+        ),
+        Property::new(
+            glib::ParamSpecBoxed::builder::<gst::Buffer>("initial-mask")
+                .nick("Initial mask")
+                .blurb("The same as a buffer of GRAY8 pixels, with a GstVideoMeta or of the size of the frames")
+                .mutable_playing()
+                .build(),
+            |element| match &lock(&element.settings).first {
+                FirstMask::Buffer(buffer) => Some(buffer).to_value(),
+                _ => None::<&gst::Buffer>.to_value(),
+            },
+            |element, value| {
+                let buffer = value.get::<Option<gst::Buffer>>().ok().flatten();
+                element.set_first(buffer.map(FirstMask::Buffer));
+            },
+        ),
+        field!(settings::late_policy(), lateness.policy),
+        field!(settings::max_age(), lateness.max_age),
+        Property::read_only(settings::stats(), |element| {
+            element.analyzer.stats().to_structure().to_value()
+        }),
+    ]
+});
 
 /// What the streaming thread remembers.
 #[derive(Default)]
@@ -95,10 +112,7 @@ impl ObjectSubclass for MaskPropagate {
 }
 
 impl ObjectImpl for MaskPropagate {
-    fn properties() -> &'static [glib::ParamSpec] {
-        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(properties);
-        &PROPERTIES
-    }
+    object_methods!(PROPERTIES);
 
     fn signals() -> &'static [Signal] {
         static SIGNALS: LazyLock<Vec<Signal>> = LazyLock::new(|| {
@@ -120,72 +134,22 @@ impl ObjectImpl for MaskPropagate {
         });
         &SIGNALS
     }
-
-    fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
-        let mut settings = lock(&self.settings);
-        match pspec.name() {
-            "first-frame-mask" => {
-                settings.first = settings::path(value).map_or(FirstMask::None, FirstMask::File);
-                settings.first_changed = true;
-            }
-            "initial-mask" => {
-                let buffer = value.get::<Option<gst::Buffer>>().ok().flatten();
-                settings.first = buffer.map_or(FirstMask::None, FirstMask::Buffer);
-                settings.first_changed = true;
-            }
-            other => {
-                if !settings.lateness.set(other, value) {
-                    gst::error!(CAT, imp = self, "There is no property {other} to set");
-                }
-            }
-        }
-    }
-
-    fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
-        let settings = lock(&self.settings);
-        match (pspec.name(), &settings.first) {
-            ("first-frame-mask", FirstMask::File(path)) => Some(path).to_value(),
-            ("initial-mask", FirstMask::Buffer(buffer)) => Some(buffer).to_value(),
-            ("stats", _) => self.analyzer.stats().to_structure().to_value(),
-            (other, _) => {
-                settings.lateness.get(other).unwrap_or_else(|| pspec.default_value().clone())
-            }
-        }
-    }
-
-    fn constructed(&self) {
-        self.parent_constructed();
-        // Dropping whole frames because one was late would lose their masks.
-        self.obj().set_qos(false);
-    }
 }
 
 impl GstObjectImpl for MaskPropagate {}
 
 impl ElementImpl for MaskPropagate {
-    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
-        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
-            gst::subclass::ElementMetadata::new(
-                "ConceptSeg mask propagation",
-                "Filter/Analyzer/Video",
-                "Carries instance masks from a first frame along a stream",
-                "ConceptSeg developers",
-            )
-        });
-        Some(&METADATA)
-    }
-
-    fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> =
-            LazyLock::new(|| video::pad_templates(&video::FORMATS));
-        &TEMPLATES
+    element_methods! {
+        name: "ConceptSeg mask propagation",
+        class: "Filter/Analyzer/Video",
+        description: "Carries instance masks from a first frame along a stream",
+        pads: video::caps(&video::FORMATS),
     }
 }
 
 impl BaseTransformImpl for MaskPropagate {
-    const MODE: BaseTransformMode = BaseTransformMode::AlwaysInPlace;
-    const PASSTHROUGH_ON_SAME_CAPS: bool = false;
-    const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
+    in_place!(carry);
+    analyzer_methods!(CAT, restart);
 
     fn start(&self) -> Result<(), gst::ErrorMessage> {
         let mut state = State::default();
@@ -214,43 +178,23 @@ impl BaseTransformImpl for MaskPropagate {
         *lock(&self.state) = State::default();
         Ok(())
     }
-
-    fn set_caps(&self, incaps: &gst::Caps, _outcaps: &gst::Caps) -> Result<(), gst::LoggableError> {
-        self.analyzer.set_caps(*CAT, incaps)
-    }
-
-    fn sink_event(&self, event: gst::Event) -> bool {
-        if self.analyzer.event(&event) {
-            gst::info!(CAT, imp = self, "A new stream begins, masks start over");
-            let mut state = lock(&self.state);
-            state.taken = None;
-            state.commands = vec![Command::Restart];
-            state.seed();
-        }
-        self.parent_sink_event(event)
-    }
-
-    fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
-        let answered = BaseTransformImplExt::parent_query(self, direction, query);
-        if answered {
-            self.analyzer.answer(direction, query);
-        }
-        answered
-    }
-
-    fn transform_ip(
-        &self,
-        buffer: &mut gst::BufferRef,
-    ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        self.carry(buffer).map_err(|message| {
-            self.post_error_message(message);
-            gst::FlowError::Error
-        })?;
-        Ok(gst::FlowSuccess::Ok)
-    }
 }
 
 impl MaskPropagate {
+    fn set_first(&self, first: Option<FirstMask>) {
+        let mut settings = lock(&self.settings);
+        settings.first = first.unwrap_or_default();
+        settings.first_changed = true;
+    }
+
+    /// Masks start over.
+    fn restart(&self) {
+        let mut state = lock(&self.state);
+        state.taken = None;
+        state.commands = vec![Command::Restart];
+        state.seed();
+    }
+
     fn carry(&self, buffer: &mut gst::BufferRef) -> Result<(), gst::ErrorMessage> {
         self.analyzer.count();
         self.take_first_mask()?;
