@@ -227,6 +227,11 @@ impl Model {
         Ok(())
     }
 
+    /// Whether a GPU runs the network, so that [`FrameEmbedder::run_device`] takes frames in its memory.
+    pub fn is_on_gpu(&self) -> bool {
+        self.gpu().is_some()
+    }
+
     /// The GPU that runs the network, where one does.
     pub(crate) fn gpu(&self) -> Option<&TensorRt> {
         self.backend.gpu()

@@ -44,10 +44,14 @@ impl<'a> Mapped<'a> {
         let pointer = memory.as_ptr().cast_mut();
         // SAFETY: the memory lives; mapping for reading changes only its counters, which are atomic. Its kind
         // knows the flag (checked by the caller).
-        let mapped =
-            unsafe { ffi::gst_memory_map(pointer, info.as_mut_ptr(), ffi::GST_MAP_READ | MAP_CUDA) };
+        let mapped = unsafe {
+            ffi::gst_memory_map(pointer, info.as_mut_ptr(), ffi::GST_MAP_READ | MAP_CUDA)
+        };
         if mapped == gst::glib::ffi::GFALSE {
-            return Err("its CUDA memory cannot be mapped; look for messages of the element that made it".to_owned());
+            return Err(
+                "its CUDA memory cannot be mapped; look for messages of the element that made it"
+                    .to_owned(),
+            );
         }
         // SAFETY: filled by the successful call.
         let mapped = Self { memory, info: unsafe { info.assume_init() } };
@@ -85,7 +89,8 @@ pub(super) fn with_frame<T>(
     let memory = buffer.peek_memory(0);
     if !is_cuda(memory) {
         return Err(
-            "its caps say CUDA memory, but it is in another kind: the element before is broken".to_owned(),
+            "its caps say CUDA memory, but it is in another kind: the element before is broken"
+                .to_owned(),
         );
     }
     let format = known_format(info.format())?;

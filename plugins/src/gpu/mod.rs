@@ -80,6 +80,44 @@ pub fn in_system_memory(caps: &gst::CapsRef) -> gst::Caps {
         .collect()
 }
 
+/// In an `impl BaseTransformImpl`: frames in GPU memory are offered and taken where the method
+/// `$refusal` answers nothing. Where it answers a reason, whoever sends such frames is told it
+/// once after each start, because a failed negotiation says none.
+macro_rules! gpu_methods {
+    ($refusal:ident) => {
+        fn transform_caps(
+            &self,
+            _direction: gst::PadDirection,
+            caps: &gst::Caps,
+            filter: Option<&gst::Caps>,
+        ) -> Option<gst::Caps> {
+            let caps = match self.$refusal() {
+                None => caps.clone(),
+                Some(_) => $crate::gpu::in_system_memory(caps),
+            };
+            Some(match filter {
+                Some(filter) => filter.intersect_with_mode(&caps, gst::CapsIntersectMode::First),
+                None => caps,
+            })
+        }
+
+        fn accept_caps(&self, direction: gst::PadDirection, caps: &gst::Caps) -> bool {
+            if $crate::gpu::Memory::of(caps) == $crate::gpu::Memory::System {
+                return self.parent_accept_caps(direction, caps);
+            }
+            let Some(reason) = self.$refusal() else {
+                return self.parent_accept_caps(direction, caps);
+            };
+            if !self.told.swap(true, std::sync::atomic::Ordering::Relaxed) {
+                gst::element_imp_warning!(self, gst::StreamError::Format, ("{reason}"));
+            }
+            false
+        }
+    };
+}
+
+pub(crate) use gpu_methods;
+
 /// Shows a frame in GPU memory as such. The pixels stay where they are, and nobody writes them
 /// until `see` returns.
 ///

@@ -35,7 +35,9 @@ fn library() -> Result<Library, String> {
             unsafe { libloading::Library::new("libnvbufsurface.so.1.0.0") }
         });
         let library = library.map_err(|e| {
-            format!("libnvbufsurface is needed for surfaces of video hardware and was not found ({e})")
+            format!(
+                "libnvbufsurface is needed for surfaces of video hardware and was not found ({e})"
+            )
         })?;
         // SAFETY: the type is that of both functions.
         let get = |name: &str| unsafe { library.get::<Map>(name.as_bytes()) }.map(|f| *f);

@@ -74,8 +74,7 @@ pub const PITCH: u32 = 0;
 /// the caps of NVIDIA's elements often leave out.
 pub fn color_format(number: u32) -> Option<(PixelFormat, Option<Colorimetry>)> {
     use YuvMatrix::{Bt601, Bt709, Bt2020};
-    let yuv =
-        |format, matrix, full_range| Some((format, Some(Colorimetry { matrix, full_range })));
+    let yuv = |format, matrix, full_range| Some((format, Some(Colorimetry { matrix, full_range })));
     match number {
         1 => Some((PixelFormat::Gray8, None)),
         2 => yuv(PixelFormat::I420, Bt601, false),

@@ -121,9 +121,12 @@ impl OnGpu {
                     self.preprocess.stage(0, frame)?;
                     None
                 }
-                GpuInput::Device(frame) => Some((*frame, frame.planes(gpu.cuda()).map_err(of_cuda)?)),
+                GpuInput::Device(frame) => {
+                    Some((*frame, frame.planes(gpu.cuda()).map_err(of_cuda)?))
+                }
             };
-            let queued = self.enqueue(lane, on_device.as_ref().map(|(frame, planes)| (*frame, planes)));
+            let queued =
+                self.enqueue(lane, on_device.as_ref().map(|(frame, planes)| (*frame, planes)));
             // After an error too: nothing may be dropped, unmapped or written while the GPU uses it.
             let done = lane.stream.synchronize();
             drop(on_device);

@@ -56,21 +56,23 @@ pub struct Kernels {
     context: Arc<Context>,
 }
 
-/// What [`Kernels::shared`] gave out.
-static SHARED: Mutex<Vec<Weak<Kernels>>> = Mutex::new(Vec::new());
+/// What [`Kernels::shared`] gave out, and for which context. Kernels keep theirs, so that an address with living
+/// kernels is no other context's.
+static SHARED: Mutex<Vec<(usize, Weak<Kernels>)>> = Mutex::new(Vec::new());
 
 impl Kernels {
     /// The kernels in the program, loaded once for all that work in this context at the same time.
     pub(super) fn shared(context: &Arc<Context>) -> Result<Arc<Self>, CudaPathError> {
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-        shared.retain(|kernels| kernels.strong_count() > 0);
-        let known = shared.iter().filter_map(Weak::upgrade);
-        if let Some(kernels) = known.into_iter().find(|known| Arc::ptr_eq(&known.context, context))
-        {
+        shared.retain(|(_, kernels)| kernels.strong_count() > 0);
+        let this = Arc::as_ptr(context) as usize;
+        // Those of other GPUs are not touched: they may be about to go.
+        let known = shared.iter().find(|(context, _)| *context == this);
+        if let Some(kernels) = known.and_then(|(_, kernels)| kernels.upgrade()) {
             return Ok(kernels);
         }
         let kernels = Self::load(context, KernelSource::Ptx)?;
-        shared.push(Arc::downgrade(&kernels));
+        shared.push((this, Arc::downgrade(&kernels)));
         Ok(kernels)
     }
 

@@ -353,8 +353,7 @@ impl PreprocessStage {
                     _ => (1.0, 0.0),
                 };
                 arguments.extend([source(plane), prepared.table(axis.bounds)]);
-                arguments
-                    .extend([prepared.table(axis.weights), Arg::Buffer(input.address())]);
+                arguments.extend([prepared.table(axis.weights), Arg::Buffer(input.address())]);
                 arguments.extend(numbers(&sizes));
                 arguments.extend(numbers(&[plane.pitch, usize::from(axis.precision), step]));
                 arguments.extend(numbers(&rgb));

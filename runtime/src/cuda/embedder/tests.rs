@@ -61,12 +61,19 @@ impl Picture {
         unsafe { DeviceFrame::new(self.format, self.size, planes, VIDEO).unwrap() }
     }
 
-    fn in_egl_image(&self, pair: &Pair, planes: &[DevicePlane], hidden: bool) -> DeviceFrame<'static> {
+    fn in_egl_image(
+        &self,
+        pair: &Pair,
+        planes: &[DevicePlane],
+        hidden: bool,
+    ) -> DeviceFrame<'static> {
         let places: Vec<_> = planes.iter().map(|plane| (plane.address, plane.stride)).collect();
         let pitches: Vec<_> = planes.iter().map(|plane| plane.stride).collect();
         let image = pair.fakes.cuda.egl_image(self.size, &places, hidden) as *mut c_void;
         // SAFETY: as above.
-        unsafe { DeviceFrame::from_egl_image(self.format, self.size, image, &pitches, VIDEO).unwrap() }
+        unsafe {
+            DeviceFrame::from_egl_image(self.format, self.size, image, &pitches, VIDEO).unwrap()
+        }
     }
 }
 
@@ -233,8 +240,9 @@ fn where_the_gpu_is_lost_the_cpu_asks_for_the_frame() {
         other.run(view, SIZE).unwrap();
         cpu.run(view, SIZE).unwrap();
     });
-    assert_eq!(device.map(), cpu.map());
-    assert_eq!(other.map(), cpu.map());
+    // It may be another program on the CPU.
+    assert!(distance(device.map(), cpu.map()) < 1e-4);
+    assert_eq!(device.map(), other.map());
     free(&pair, &planes);
 }
 

@@ -88,7 +88,12 @@ impl Fake {
 
     /// An image of EGL whose planes lie at these addresses, with these distances between rows; its handle. `hidden`
     /// planes are CUDA arrays, as those of a Jetson's decoder (fake driver only).
-    pub fn egl_image(&self, (width, height): (u32, u32), planes: &[(u64, usize)], hidden: bool) -> u64 {
+    pub fn egl_image(
+        &self,
+        (width, height): (u32, u32),
+        planes: &[(u64, usize)],
+        hidden: bool,
+    ) -> u64 {
         type Make = unsafe extern "C" fn(u32, u32, u32, usize, *const u64, *const usize) -> u64;
         let (addresses, pitches): (Vec<u64>, Vec<usize>) = planes.iter().copied().unzip();
         // SAFETY: the signature is that in the fake's source; both lists have that many elements.
@@ -181,6 +186,15 @@ impl Fakes {
     /// reason, where there is no C++ compiler.
     pub fn add_kernels(&self, source: &str) -> Option<CString> {
         add_kernels(self.folder.path(), source)
+    }
+
+    /// Adds what GStreamer's CUDA elements and NVIDIA's own look for beside the driver: a `libnvcuvid` that decodes
+    /// nothing, and a `libnvbufsurface`.
+    pub fn add_media_libraries(&self) {
+        let path = |name: &str| self.folder.path().join(name);
+        fs::copy(path("libcuda.so.1"), path("libnvcuvid.so.1")).unwrap();
+        fs::copy(compile::fake("nvbufsurface.rs", None, false), path("libnvbufsurface.so"))
+            .unwrap();
     }
 
     /// Where to look for TensorRT.
