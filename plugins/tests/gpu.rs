@@ -282,7 +282,7 @@ fn nvmm(caps: &str) -> String {
 /// NV12 with its pixels and where its planes lie.
 fn nv12(size: (u32, u32), seed: usize) -> (String, Vec<u8>, [(usize, usize); 2]) {
     let caps = format!("{},colorimetry=bt601", caps_of("NV12", size));
-    let info = gst_video::VideoInfo::from_caps(&caps.parse().unwrap()).unwrap();
+    let info = gst_video::VideoInfo::from_caps(&caps.parse::<gst::Caps>().unwrap()).unwrap();
     let buffer = frame(&caps, seed);
     let bytes = buffer.map_readable().unwrap().to_vec();
     let plane = |i: usize| (info.offset()[i], info.stride()[i] as usize);
