@@ -173,8 +173,9 @@ fn a_frame_in_cuda_memory_passes_all_elements_where_nothing_is_drawn() {
     }
     let caps = caps_of("NV12", (96, 72));
     let options = gpu.options("tensorrt");
-    let line = |draw: &str| format!("cudaupload ! conceptseg {draw} {options}");
-    let (mut harness, bus) = run(&line("draw=0"), &caps);
+    let line = |rest: &str| format!("cudaupload ! {rest} {options}");
+    let (mut harness, bus) =
+        run(&line("video/x-raw(memory:CUDAMemory) ! conceptseg draw=0"), &caps);
     let found = harness.push_and_pull(frame(&caps, 1)).unwrap();
     embeddings(&found);
     let features = |harness: &Harness| {
@@ -185,7 +186,7 @@ fn a_frame_in_cuda_memory_passes_all_elements_where_nothing_is_drawn() {
     assert_eq!((warning_text(&bus), error_text(&bus)), (None, None));
 
     // With drawing the frame has to be in system memory, and the elements before learn that.
-    let (mut harness, bus) = run(&line(""), &caps);
+    let (mut harness, bus) = run(&line("conceptseg"), &caps);
     embeddings(&harness.push_and_pull(frame(&caps, 1)).unwrap());
     assert_eq!(features(&harness), "memory:SystemMemory");
     assert_eq!((warning_text(&bus), error_text(&bus)), (None, None));

@@ -227,6 +227,12 @@ impl BaseTransformImpl for ConceptEmbed {
 }
 
 impl ConceptEmbed {
+    fn tell(&self, reason: &str) {
+        if !self.told.swap(true, Ordering::Relaxed) {
+            gst::element_imp_warning!(self, gst::StreamError::Format, ("{reason}"));
+        }
+    }
+
     /// Why frames in GPU memory cannot be taken, if so. Before the start nobody knows.
     fn refusal(&self) -> Option<String> {
         let loaded = lock(&self.loaded);

@@ -209,6 +209,12 @@ impl BaseTransformImpl for ConceptOverlay {
 }
 
 impl ConceptOverlay {
+    fn tell(&self, reason: &str) {
+        if !self.told.swap(true, Ordering::Relaxed) {
+            gst::element_imp_warning!(self, gst::StreamError::Format, ("{reason}"));
+        }
+    }
+
     /// Why frames in GPU memory are not taken, if so: they can only pass as they are.
     fn refusal(&self) -> Option<&'static str> {
         if lock(&self.settings).draw.is_empty() {

@@ -91,14 +91,18 @@ macro_rules! gpu_methods {
             caps: &gst::Caps,
             filter: Option<&gst::Caps>,
         ) -> Option<gst::Caps> {
-            let caps = match self.$refusal() {
+            let filtered = |caps: &gst::Caps| match filter {
+                Some(filter) => filter.intersect_with_mode(caps, gst::CapsIntersectMode::First),
                 None => caps.clone(),
-                Some(_) => $crate::gpu::in_system_memory(caps),
             };
-            Some(match filter {
-                Some(filter) => filter.intersect_with_mode(&caps, gst::CapsIntersectMode::First),
-                None => caps,
-            })
+            let all = filtered(caps);
+            let Some(reason) = self.$refusal() else { return Some(all) };
+            let left = filtered(&$crate::gpu::in_system_memory(caps));
+            // Whoever asks has frames in GPU memory only, and will fail without a word.
+            if left.is_empty() && !all.is_empty() {
+                self.tell(&reason);
+            }
+            Some(left)
         }
 
         fn accept_caps(&self, direction: gst::PadDirection, caps: &gst::Caps) -> bool {
@@ -108,9 +112,7 @@ macro_rules! gpu_methods {
             let Some(reason) = self.$refusal() else {
                 return self.parent_accept_caps(direction, caps);
             };
-            if !self.told.swap(true, std::sync::atomic::Ordering::Relaxed) {
-                gst::element_imp_warning!(self, gst::StreamError::Format, ("{reason}"));
-            }
+            self.tell(&reason);
             false
         }
     };
