@@ -108,7 +108,7 @@ pub fn max_age() -> glib::ParamSpec {
 pub fn stats() -> glib::ParamSpec {
     glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
         .nick("Statistics")
-        .blurb("Frames received, inferred and skipped since the start, and over the last 1024 frames mean, median, 95th and 99th percentile and maximum in milliseconds of the time per stage, of the age of results (age) and of the time frames were held (blocked)")
+        .blurb("Frames received, inferred and skipped since the start, and over the last 1024 frames mean, median, 95th and 99th percentile and maximum in milliseconds of the time per stage, of the age of results (age) and of the time frames were held (blocked); mean and largest number of frames per inference (batch)")
         .read_only()
         .build()
 }

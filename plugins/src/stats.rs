@@ -7,19 +7,29 @@ use std::time::Duration;
 /// so that the figures follow a change of load and memory stays constant.
 const WINDOW: usize = 1024;
 
-/// The latest values of one figure, in milliseconds.
+/// The latest values of one figure.
 #[derive(Debug, Default)]
 struct Window(VecDeque<f64>);
 
 impl Window {
-    fn push(&mut self, value: Duration) {
+    fn push(&mut self, value: f64) {
         if self.0.len() == WINDOW {
             self.0.pop_front();
         }
-        self.0.push_back(value.as_secs_f64() * 1e3);
+        self.0.push_back(value);
     }
 
-    /// Mean, quantiles and largest value; all 0 before the first frame.
+    fn push_time(&mut self, time: Duration) {
+        self.push(time.as_secs_f64() * 1e3);
+    }
+
+    fn mean(&self) -> f64 {
+        // The sum of no floats is -0, which would be shown as such.
+        let sum = self.0.iter().fold(0.0, |sum, value| sum + value);
+        sum / self.0.len().max(1) as f64
+    }
+
+    /// Mean, quantiles and largest value of times; all 0 before the first frame.
     fn to_structure(&self) -> gst::Structure {
         let mut values: Vec<f64> = self.0.iter().copied().collect();
         values.sort_by(f64::total_cmp);
@@ -28,10 +38,8 @@ impl Window {
             let index = ((values.len() as f64 * share).ceil() as usize).saturating_sub(1);
             values.get(index).copied().unwrap_or(0.0)
         };
-        // The sum of no floats is -0, which would be shown as such.
-        let sum = values.iter().fold(0.0, |sum, value| sum + value);
         gst::Structure::builder("milliseconds")
-            .field("mean", sum / values.len().max(1) as f64)
+            .field("mean", self.mean())
             .field("median", rank(0.5))
             .field("p95", rank(0.95))
             .field("p99", rank(0.99))
@@ -55,6 +63,8 @@ pub struct Stats {
     stages: Vec<(&'static str, Window)>,
     age: Window,
     blocked: Window,
+    /// Frames of each inference.
+    batch: Window,
 }
 
 impl Stats {
@@ -66,21 +76,26 @@ impl Stats {
     /// Notes what a stage took for one frame.
     pub fn stage(&mut self, name: &'static str, time: Duration) {
         if let Some((_, window)) = self.stages.iter_mut().find(|(known, _)| *known == name) {
-            return window.push(time);
+            return window.push_time(time);
         }
         let mut window = Window::default();
-        window.push(time);
+        window.push_time(time);
         self.stages.push((name, window));
     }
 
     /// Notes how old the result of a frame was when the frame passed.
     pub fn age(&mut self, age: Duration) {
-        self.age.push(age);
+        self.age.push_time(age);
     }
 
     /// Notes for how long a frame was held.
     pub fn blocked(&mut self, time: Duration) {
-        self.blocked.push(time);
+        self.blocked.push_time(time);
+    }
+
+    /// Notes how many frames an inference had.
+    pub fn batch(&mut self, frames: usize) {
+        self.batch.push(frames as f64);
     }
 
     /// The value of the property.
@@ -94,6 +109,12 @@ impl Stats {
             .build();
         if !self.backend.is_empty() {
             fields.set("backend", &self.backend);
+        }
+        if let Some(largest) = self.batch.0.iter().copied().max_by(f64::total_cmp) {
+            let batch = gst::Structure::builder("frames")
+                .field("mean", self.batch.mean())
+                .field("max", largest as u32);
+            fields.set("batch", batch.build());
         }
         for (name, window) in &self.stages {
             fields.set(*name, window.to_structure());
@@ -122,6 +143,19 @@ mod tests {
             stats.stage("network", Duration::from_millis(7));
         }
         assert_eq!(figure(&stats, "network", "max"), 7.0);
+    }
+
+    #[test]
+    fn batches_have_mean_and_maximum() {
+        gst::init().unwrap();
+        let mut stats = Stats::default();
+        assert!(!stats.to_structure().has_field("batch"));
+        for frames in [1, 4, 4] {
+            stats.batch(frames);
+        }
+        let batch: gst::Structure = stats.to_structure().get("batch").unwrap();
+        assert_eq!(batch.get::<f64>("mean").unwrap(), 3.0);
+        assert_eq!(batch.get::<u32>("max").unwrap(), 4);
     }
 
     fn figure(stats: &Stats, stage: &str, name: &str) -> f64 {

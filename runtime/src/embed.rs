@@ -1,17 +1,20 @@
 //! From network input to embeddings: the model, shared by all streams.
 
+mod batch;
 mod frame;
 
+pub use batch::{Batching, MAX_BATCH};
 pub use frame::{EmbedTimes, FrameEmbedder, InputSize};
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::backend::tensorrt::{TensorRt, TensorRtError};
-use crate::backend::{self, Backend, BackendError, BackendOptions, OutputShape};
+use crate::backend::{self, Backend, BackendError, BackendOptions, Images, OutputShape};
 use crate::bundle::{Bundle, BundleError, Codebook, SizeRule};
 use crate::cuda::CudaPathError;
 use crate::frame::FrameError;
+use batch::Batcher;
 
 /// How far an embedding's length may be from 1. Rounding in 16-bit floats stays below a tenth of it.
 pub(crate) const UNIT_TOLERANCE: f32 = 0.01;
@@ -79,6 +82,14 @@ pub enum EmbedError {
         /// Length found; not a number where the network diverged.
         length: f32,
     },
+    /// The batch that the frame was part of failed; each of its frames is told.
+    #[error(transparent)]
+    Batch(Arc<EmbedError>),
+    /// The network panicked in the thread of another frame.
+    #[error(
+        "the network panicked on the batch that the frame was part of; the log of the process says where"
+    )]
+    Panicked,
 }
 
 impl EmbedError {
@@ -126,6 +137,8 @@ pub struct EmbeddingMap {
 pub struct Model {
     bundle: Bundle,
     backend: Box<dyn Backend>,
+    /// Where streams meet whose frames go through the network together.
+    batcher: Batcher,
 }
 
 impl std::fmt::Debug for Model {
@@ -133,7 +146,7 @@ impl std::fmt::Debug for Model {
         f.debug_struct("Model")
             .field("bundle", &self.bundle.dir)
             .field("backend", &self.backend.describe())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -144,13 +157,13 @@ impl Model {
         let entry = &bundle.manifest.embedder;
         let backend = backend::open(&bundle.embedder_path(), &entry.input, &entry.output, options)?;
         tracing::debug!("{} runs on {}", bundle.manifest.name, backend.describe());
-        Ok(Arc::new(Self { bundle, backend }))
+        Ok(Arc::new(Self { bundle, backend, batcher: Batcher::default() }))
     }
 
     /// A bundle whose network a backend has loaded already.
     #[cfg(test)]
     pub(crate) fn with_backend(bundle: Bundle, backend: Box<dyn Backend>) -> Arc<Self> {
-        Arc::new(Self { bundle, backend })
+        Arc::new(Self { bundle, backend, batcher: Batcher::default() })
     }
 
     /// The bundle.
@@ -257,14 +270,30 @@ impl Model {
         scratch: &mut Vec<f32>,
         out: &mut EmbeddingMap,
     ) -> Result<(), EmbedError> {
-        self.check_size(w, h)?;
-        let shape = self.backend.run(input, w, h, scratch)?;
-        self.check_output(w, h, shape)?;
-        let OutputShape { dim, height, width } = shape;
+        let shape = self.run(Images::one(input, w, h), scratch)?;
+        self.map(scratch, shape, out)
+    }
+
+    /// Runs the network; `out` takes its output as it comes, `[count, dim, h / stride, w / stride]`.
+    fn run(&self, images: Images<'_>, out: &mut Vec<f32>) -> Result<OutputShape, EmbedError> {
+        let Images { width, height, .. } = images;
+        self.check_size(width, height)?;
+        let shape = self.backend.run(images, out)?;
+        self.check_output(width, height, shape)?;
+        Ok(shape)
+    }
+
+    /// Makes the map of what the network gave for one image.
+    fn map(
+        &self,
+        channels: &[f32],
+        OutputShape { dim, height, width }: OutputShape,
+        out: &mut EmbeddingMap,
+    ) -> Result<(), EmbedError> {
         let stride = self.stride();
         (out.height, out.width, out.dim, out.stride) = (height, width, dim, stride);
         out.data.resize(dim * height * width, 0.0);
-        transpose(scratch, dim, &mut out.data);
+        transpose(channels, dim, &mut out.data);
         match first_not_unit(&out.data, dim) {
             None => Ok(()),
             Some((cell, length)) => Err(EmbedError::NotUnit {

@@ -1,9 +1,11 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex};
+use std::time::Duration;
 
 use conceptseg::backend::BackendOptions;
 use conceptseg::backend::tensorrt::GpuOptions;
+use conceptseg::embed::{Batching, MAX_BATCH};
 use conceptseg::errors::sentence;
 use conceptseg::stream::StreamConfig;
 use gst::glib;
@@ -27,6 +29,9 @@ static CAT: LazyLock<gst::DebugCategory> =
 /// Short sides that the network is run at, in pixels.
 const SHORT_SIDES: std::ops::RangeInclusive<u32> = 64..=2160;
 
+/// Longest `batch-timeout`, in milliseconds: a flush or the end of a stream may have to wait for it.
+const LONGEST_TIMEOUT: u32 = 1000;
+
 #[derive(Debug, Clone)]
 struct Settings {
     bundle: Option<PathBuf>,
@@ -36,6 +41,9 @@ struct Settings {
     precision: Precision,
     cpu_fallback: bool,
     engine_id: Option<String>,
+    batch_size: u32,
+    /// Milliseconds.
+    batch_timeout: u32,
     short_side: u32,
     interval: u32,
     lateness: Lateness,
@@ -51,6 +59,8 @@ impl Default for Settings {
             precision: Precision::default(),
             cpu_fallback: false,
             engine_id: None,
+            batch_size: 1,
+            batch_timeout: 20,
             short_side: StreamConfig::default().short_side,
             interval: 1,
             lateness: Lateness::default(),
@@ -71,6 +81,13 @@ impl Settings {
             ..BackendOptions::new(self.backend.into(), self.threads as usize)
         };
         models::open(self.bundle.as_deref(), &options, self.engine_id.as_deref(), renew)
+    }
+
+    fn batching(&self) -> Batching {
+        Batching {
+            size: self.batch_size as usize,
+            timeout: Duration::from_millis(self.batch_timeout.into()),
+        }
     }
 }
 
@@ -138,6 +155,27 @@ pub static PROPERTIES: Properties<ConceptEmbed> = Properties::new(|| {
                 .build(),
             |element| lock(&element.settings).engine_id.to_value(),
             |element, value| lock(&element.settings).engine_id = settings::text(value),
+        ),
+        field!(
+            glib::ParamSpecUInt::builder("batch-size")
+                .nick("Batch size")
+                .blurb("Most frames in one inference, each of another stream; of the elements of one process that share a model, 1 for no batches")
+                .minimum(1)
+                .maximum(MAX_BATCH as u32)
+                .default_value(default.batch_size)
+                .mutable_ready()
+                .build(),
+            batch_size
+        ),
+        field!(
+            glib::ParamSpecUInt::builder("batch-timeout")
+                .nick("Batch timeout")
+                .blurb("Milliseconds that a frame waits for those of other streams before an inference with fewer begins")
+                .maximum(LONGEST_TIMEOUT)
+                .default_value(default.batch_timeout)
+                .mutable_ready()
+                .build(),
+            batch_timeout
         ),
         field!(
             glib::ParamSpecUInt::builder("short-side")
@@ -214,7 +252,7 @@ impl BaseTransformImpl for ConceptEmbed {
         gst::info!(CAT, imp = self, "Started with backend {backend}");
         *lock(&self.loaded) = Some(loaded);
         self.told.store(false, Ordering::Relaxed);
-        self.analyzer.start(EmbedStage::default(), backend);
+        self.analyzer.start(EmbedStage::new(settings.batching()), backend);
         Ok(())
     }
 
@@ -292,8 +330,9 @@ impl ConceptEmbed {
             let mut stats = self.analyzer.stats();
             stats.stage("preprocess", found.source.times.preprocess);
             stats.stage("network", found.source.times.network);
+            stats.batch(found.value.batch);
         }
-        found.value.attach(buffer, age)?;
+        found.value.embedding.attach(buffer, age)?;
         Ok(())
     }
 

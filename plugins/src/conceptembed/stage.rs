@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use conceptseg::embed::{EmbedTimes, FrameEmbedder, InputSize};
+use conceptseg::embed::{Batching, EmbedTimes, FrameEmbedder, InputSize};
 use conceptseg::errors::sentence;
 use conceptseg::stream::StageTimes;
 use gst_video::{VideoFrameRef, VideoInfo};
@@ -25,22 +25,35 @@ pub struct Input {
     pub moment: Moment,
 }
 
+/// The embeddings of a frame, and how many frames the network saw together with it, itself included.
+pub struct Embedded {
+    pub embedding: Embedding,
+    pub batch: usize,
+}
+
 /// Keeps the memory of the network's input and output.
-#[derive(Default)]
 pub struct EmbedStage {
+    batching: Batching,
     embedder: Option<FrameEmbedder>,
+}
+
+impl EmbedStage {
+    /// One that has seen nothing yet. It counts as a stream from its first frame on.
+    pub const fn new(batching: Batching) -> Self {
+        Self { batching, embedder: None }
+    }
 }
 
 impl Stage for EmbedStage {
     type Input = Input;
-    type Output = Embedding;
+    type Output = Embedded;
 
-    fn run(&mut self, input: Input) -> Result<Found<Embedding>, gst::ErrorMessage> {
+    fn run(&mut self, input: Input) -> Result<Found<Embedded>, gst::ErrorMessage> {
         let Input { loaded, short_side, frame, info, memory, moment } = input;
         let began = Instant::now();
         let embedder = match &mut self.embedder {
             Some(embedder) if Arc::ptr_eq(embedder.model(), &loaded.model) => embedder,
-            other => other.insert(FrameEmbedder::new(loaded.model)),
+            other => other.insert(FrameEmbedder::batched(loaded.model, self.batching)),
         };
         let size = InputSize::ShortSide(short_side);
         let times = match memory {
@@ -59,7 +72,8 @@ impl Stage for EmbedStage {
             height: info.height(),
             times,
         };
-        let value = Embedding::new(embedder.map(), source.clone(), loaded.id);
+        let embedding = Embedding::new(embedder.map(), source.clone(), loaded.id);
+        let value = Embedded { embedding, batch: embedder.batch() };
         Ok(Found { source, began, value })
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::tensorrt::TensorRt;
-use super::{Backend, BackendError, OutputShape, open_on_cpu};
+use super::{Backend, BackendError, Images, OutputShape, open_on_cpu};
 
 /// What is needed to load the network on the CPU.
 #[derive(Debug)]
@@ -56,21 +56,15 @@ impl Backend for Fallback {
         }
     }
 
-    fn run(
-        &self,
-        input: &[f32],
-        width: usize,
-        height: usize,
-        out: &mut Vec<f32>,
-    ) -> Result<OutputShape, BackendError> {
+    fn run(&self, images: Images<'_>, out: &mut Vec<f32>) -> Result<OutputShape, BackendError> {
         let error = match self.cpu.get() {
-            Some(cpu) => return cpu.run(input, width, height, out),
-            None => match self.gpu.run(input, width, height, out) {
+            Some(cpu) => return cpu.run(images, out),
+            None => match self.gpu.run(images, out) {
                 Err(BackendError::TensorRt(error)) => error,
                 answer => return answer,
             },
         };
-        self.cpu(&error)?.run(input, width, height, out)
+        self.cpu(&error)?.run(images, out)
     }
 
     fn gpu(&self) -> Option<&TensorRt> {

@@ -5,6 +5,7 @@
 //! are absent or broken [`probe`] says why.
 
 mod fallback;
+mod images;
 mod library;
 mod observe;
 mod onnxruntime;
@@ -17,11 +18,13 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+pub use self::images::Images;
 pub(crate) use self::observe::{Observe, open_observed};
 use sha2::{Digest as _, Sha256};
 
 use crate::files::hex;
 use fallback::{CpuSource, Fallback};
+use images::Batches;
 use tensorrt::{GpuOptions, NetworkFile, Places, TensorRt, TensorRtError};
 
 /// Largest network file that is read, in bytes: the limit of the protobuf format.
@@ -86,11 +89,13 @@ pub enum BackendError {
         /// The names that exist.
         found: String,
     },
-    /// The input slice is not `3 * height * width` long.
+    /// The input slice is not `count * 3 * height * width` long.
     #[error(
-        "the input of {width}x{height} pixels needs {expected} numbers, but {found} were given"
+        "an input of {count} image(s) of {width}x{height} pixels needs {expected} numbers, but {found} were given"
     )]
     Input {
+        /// Number of images.
+        count: usize,
         /// Width in pixels.
         width: usize,
         /// Height in pixels.
@@ -101,10 +106,14 @@ pub enum BackendError {
         found: usize,
     },
     /// The network failed on this input.
-    #[error("{backend} cannot run the network on {width}x{height} pixels: {reason}")]
+    #[error(
+        "{backend} cannot run the network on {count} image(s) of {width}x{height} pixels: {reason}"
+    )]
     Run {
         /// Name of the backend.
         backend: &'static str,
+        /// Number of images.
+        count: usize,
         /// Width in pixels.
         width: usize,
         /// Height in pixels.
@@ -112,11 +121,13 @@ pub enum BackendError {
         /// What the backend said.
         reason: String,
     },
-    /// The output is not `[1, dim, rows, columns]` of 32-bit floats.
+    /// The output is not `[count, dim, rows, columns]` of 32-bit floats.
     #[error(
-        "the network's output has shape {shape:?}; an embedder gives [1, dim, rows, columns] in float32"
+        "the network's output has shape {shape:?}; an embedder gives [{count}, dim, rows, columns] in float32"
     )]
     Output {
+        /// Number of images that went in.
+        count: usize,
         /// The shape found.
         shape: Vec<usize>,
     },
@@ -136,7 +147,7 @@ impl From<TensorRtError> for BackendError {
     }
 }
 
-/// Size of a network's output map.
+/// Size of a network's output map for one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OutputShape {
     /// Channels.
@@ -148,15 +159,24 @@ pub struct OutputShape {
 }
 
 impl OutputShape {
-    /// Reads `[1, dim, height, width]`, whose product must be `length`.
-    fn from_dims(dims: &[usize], length: usize) -> Result<Self, BackendError> {
+    /// Numbers of the map.
+    pub const fn len(&self) -> usize {
+        self.dim * self.height * self.width
+    }
+
+    /// Whether the map has no cell.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads `[count, dim, height, width]`, whose product must be `length`.
+    fn from_dims(dims: &[usize], count: usize, length: usize) -> Result<Self, BackendError> {
+        let product = dims.iter().try_fold(1_usize, |all, &side| all.checked_mul(side));
         match *dims {
-            [1, dim, height, width]
-                if dim.checked_mul(height).and_then(|n| n.checked_mul(width)) == Some(length) =>
-            {
+            [images, dim, height, width] if images == count && product == Some(length) => {
                 Ok(Self { dim, height, width })
             }
-            _ => Err(BackendError::Output { shape: dims.to_vec() }),
+            _ => Err(BackendError::Output { count, shape: dims.to_vec() }),
         }
     }
 }
@@ -169,15 +189,10 @@ pub trait Backend: Send + Sync {
     /// Name, version or library, and threads, for logs.
     fn describe(&self) -> String;
 
-    /// Runs the network on one image: `input` is `[3, height, width]` (N = 1). The output
-    /// `[dim, height / stride, width / stride]` replaces the content of `out`, whose memory is reused.
-    fn run(
-        &self,
-        input: &[f32],
-        width: usize,
-        height: usize,
-        out: &mut Vec<f32>,
-    ) -> Result<OutputShape, BackendError>;
+    /// Runs the network on images of one size, at once where it can. The output
+    /// `[count, dim, height / stride, width / stride]` replaces the content of `out`, whose memory is reused; what is
+    /// returned is the size of one image's part.
+    fn run(&self, images: Images<'_>, out: &mut Vec<f32>) -> Result<OutputShape, BackendError>;
 
     /// The GPU that runs the network, for whoever does the rest of the work there too.
     fn gpu(&self) -> Option<&TensorRt> {
@@ -405,15 +420,6 @@ impl Source<'_> {
 /// Libraries answer with whole paragraphs at times; an error message is one line.
 fn one_line(text: impl fmt::Display) -> String {
     text.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// `[3, height, width]` must be what `input` holds.
-fn check_input(input: &[f32], width: usize, height: usize) -> Result<(), BackendError> {
-    let expected = width.saturating_mul(height).saturating_mul(3);
-    if expected == 0 || input.len() != expected {
-        return Err(BackendError::Input { width, height, expected, found: input.len() });
-    }
-    Ok(())
 }
 
 fn read_network(path: &Path) -> Result<Vec<u8>, BackendError> {

@@ -9,7 +9,7 @@ use ort::session::Session;
 use ort::value::TensorRef;
 
 use super::library::{self, SearchPaths};
-use super::{Backend, BackendError, Observe, OutputShape, Source, check_input, one_line};
+use super::{Backend, BackendError, Batches, Images, Observe, OutputShape, Source, one_line};
 
 pub(super) const NAME: &str = "onnxruntime";
 
@@ -53,6 +53,7 @@ pub(super) struct OnnxRuntime {
     output: String,
     threads: usize,
     runtime: &'static Runtime,
+    batches: Batches,
 }
 
 impl OnnxRuntime {
@@ -61,8 +62,9 @@ impl OnnxRuntime {
             backend: NAME,
             reason: reason.to_owned(),
         })?;
-        let session =
-            Self::session(runtime, source).map_err(|reason| source.refused(NAME, reason))?;
+        let (bytes, batches) = Batches::open(source.bytes);
+        let session = Self::session(runtime, source.threads, &bytes)
+            .map_err(|reason| source.refused(NAME, reason))?;
         let names = |outlets: &[ort::value::Outlet]| {
             outlets.iter().map(|o| o.name().to_owned()).collect::<Vec<_>>()
         };
@@ -73,15 +75,44 @@ impl OnnxRuntime {
             output: source.output.to_owned(),
             threads: source.threads,
             runtime,
+            batches,
         })
     }
 
-    fn session(runtime: &Runtime, source: &Source<'_>) -> Result<Session, String> {
+    fn session(runtime: &Runtime, threads: usize, bytes: &[u8]) -> Result<Session, String> {
         let mut builder = Session::builder(&runtime.environment).map_err(|e| e.to_string())?;
-        if source.threads > 0 {
-            builder = builder.with_intra_threads(source.threads).map_err(|e| e.to_string())?;
+        if threads > 0 {
+            builder = builder.with_intra_threads(threads).map_err(|e| e.to_string())?;
         }
-        builder.commit_from_memory(source.bytes).map_err(|e| e.to_string())
+        builder.commit_from_memory(bytes).map_err(|e| e.to_string())
+    }
+
+    fn run_at_once(
+        &self,
+        images: Images<'_>,
+        out: &mut Vec<f32>,
+    ) -> Result<OutputShape, BackendError> {
+        let Images { data, count, width, height, .. } = images;
+        let failed = |e: ort::Error| BackendError::Run {
+            backend: NAME,
+            count,
+            width,
+            height,
+            reason: one_line(e),
+        };
+        let tensor = TensorRef::from_array_view((images.dims(), data)).map_err(failed)?;
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        // The output lives in the session's arena, which keeps its memory from run to run.
+        let outputs = session.run(ort::inputs![self.input.as_str() => tensor]).map_err(failed)?;
+        let no_output = BackendError::Output { count, shape: Vec::new() };
+        let value = outputs.get(&self.output).ok_or(no_output)?;
+        let (shape, data) = value.try_extract_tensor::<f32>().map_err(failed)?;
+        // Dimensions are signed in the interface; no output has a negative one.
+        let dims: Vec<usize> = shape.iter().map(|&d| usize::try_from(d).unwrap_or(0)).collect();
+        let shape = OutputShape::from_dims(&dims, count, data.len())?;
+        out.clear();
+        out.extend_from_slice(data);
+        Ok(shape)
     }
 }
 
@@ -97,28 +128,8 @@ impl Backend for OnnxRuntime {
         }
     }
 
-    fn run(
-        &self,
-        input: &[f32],
-        width: usize,
-        height: usize,
-        out: &mut Vec<f32>,
-    ) -> Result<OutputShape, BackendError> {
-        check_input(input, width, height)?;
-        let failed =
-            |e: ort::Error| BackendError::Run { backend: NAME, width, height, reason: one_line(e) };
-        let tensor = TensorRef::from_array_view(([1, 3, height, width], input)).map_err(failed)?;
-        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        // The output lives in the session's arena, which keeps its memory from run to run.
-        let outputs = session.run(ort::inputs![self.input.as_str() => tensor]).map_err(failed)?;
-        let value = outputs.get(&self.output).ok_or(BackendError::Output { shape: Vec::new() })?;
-        let (shape, data) = value.try_extract_tensor::<f32>().map_err(failed)?;
-        // Dimensions are signed in the interface; no output has a negative one.
-        let dims: Vec<usize> = shape.iter().map(|&d| usize::try_from(d).unwrap_or(0)).collect();
-        let shape = OutputShape::from_dims(&dims, data.len())?;
-        out.clear();
-        out.extend_from_slice(data);
-        Ok(shape)
+    fn run(&self, images: Images<'_>, out: &mut Vec<f32>) -> Result<OutputShape, BackendError> {
+        self.batches.run(images, out, |images, out| self.run_at_once(images, out))
     }
 }
 
@@ -130,10 +141,16 @@ impl Observe for OnnxRuntime {
         height: usize,
         see: &mut dyn FnMut(&str, &[f32]),
     ) -> Result<(), BackendError> {
-        check_input(input, width, height)?;
-        let failed =
-            |e: ort::Error| BackendError::Run { backend: NAME, width, height, reason: one_line(e) };
-        let tensor = TensorRef::from_array_view(([1, 3, height, width], input)).map_err(failed)?;
+        let image = Images::one(input, width, height);
+        image.check()?;
+        let failed = |e: ort::Error| BackendError::Run {
+            backend: NAME,
+            count: 1,
+            width,
+            height,
+            reason: one_line(e),
+        };
+        let tensor = TensorRef::from_array_view((image.dims(), input)).map_err(failed)?;
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let outputs = session.run(ort::inputs![self.input.as_str() => tensor]).map_err(failed)?;
         for (name, value) in &outputs {

@@ -6,7 +6,7 @@ use rten::{Model, NodeId, RunOptions, ThreadPool, Value};
 use rten_tensor::prelude::*;
 use rten_tensor::{NdTensorView, Tensor};
 
-use super::{Backend, BackendError, Observe, OutputShape, Source, check_input, one_line};
+use super::{Backend, BackendError, Batches, Images, Observe, OutputShape, Source, one_line};
 
 pub(super) const NAME: &str = "rten";
 
@@ -17,11 +17,13 @@ pub(super) struct Rten {
     output: NodeId,
     options: RunOptions,
     threads: usize,
+    batches: Batches,
 }
 
 impl Rten {
     pub(super) fn load(source: &Source<'_>) -> Result<Self, BackendError> {
-        let model = Model::load(source.bytes.to_vec()).map_err(|e| source.refused(NAME, e))?;
+        let (bytes, batches) = Batches::open(source.bytes);
+        let model = Model::load(bytes.into_owned()).map_err(|e| source.refused(NAME, e))?;
         let names = |ids: &[NodeId]| -> Vec<String> {
             ids.iter().filter_map(|&id| Some(model.node_info(id)?.name()?.to_owned())).collect()
         };
@@ -32,7 +34,33 @@ impl Rten {
         let pool =
             (source.threads > 0).then(|| Arc::new(ThreadPool::with_num_threads(source.threads)));
         let options = RunOptions::default().with_thread_pool(pool);
-        Ok(Self { model, input, output, options, threads: source.threads })
+        Ok(Self { model, input, output, options, threads: source.threads, batches })
+    }
+}
+
+impl Rten {
+    fn run_at_once(
+        &self,
+        images: Images<'_>,
+        out: &mut Vec<f32>,
+    ) -> Result<OutputShape, BackendError> {
+        let Images { data, count, width, height, .. } = images;
+        let failed =
+            |reason: String| BackendError::Run { backend: NAME, count, width, height, reason };
+        let view = NdTensorView::from_data(images.dims(), data);
+        let [value]: [Value; 1] = self
+            .model
+            .run_n(vec![(self.input, view.into())], [self.output], Some(self.options.clone()))
+            .map_err(|e| failed(one_line(e)))?;
+        let tensor: Tensor<f32> =
+            value.into_tensor().ok_or_else(|| failed("the output is not float32".to_owned()))?;
+        let shape = OutputShape::from_dims(tensor.shape(), count, tensor.len())?;
+        out.clear();
+        match tensor.data() {
+            Some(data) => out.extend_from_slice(data),
+            None => out.extend(tensor.iter()),
+        }
+        Ok(shape)
     }
 }
 
@@ -48,29 +76,8 @@ impl Backend for Rten {
         }
     }
 
-    fn run(
-        &self,
-        input: &[f32],
-        width: usize,
-        height: usize,
-        out: &mut Vec<f32>,
-    ) -> Result<OutputShape, BackendError> {
-        check_input(input, width, height)?;
-        let failed = |reason: String| BackendError::Run { backend: NAME, width, height, reason };
-        let view = NdTensorView::from_data([1, 3, height, width], input);
-        let [value]: [Value; 1] = self
-            .model
-            .run_n(vec![(self.input, view.into())], [self.output], Some(self.options.clone()))
-            .map_err(|e| failed(one_line(e)))?;
-        let tensor: Tensor<f32> =
-            value.into_tensor().ok_or_else(|| failed("the output is not float32".to_owned()))?;
-        let shape = OutputShape::from_dims(tensor.shape(), tensor.len())?;
-        out.clear();
-        match tensor.data() {
-            Some(data) => out.extend_from_slice(data),
-            None => out.extend(tensor.iter()),
-        }
-        Ok(shape)
+    fn run(&self, images: Images<'_>, out: &mut Vec<f32>) -> Result<OutputShape, BackendError> {
+        self.batches.run(images, out, |images, out| self.run_at_once(images, out))
     }
 }
 
@@ -82,9 +89,11 @@ impl Observe for Rten {
         height: usize,
         see: &mut dyn FnMut(&str, &[f32]),
     ) -> Result<(), BackendError> {
-        check_input(input, width, height)?;
-        let failed = |reason: String| BackendError::Run { backend: NAME, width, height, reason };
-        let view = NdTensorView::from_data([1, 3, height, width], input);
+        let image = Images::one(input, width, height);
+        image.check()?;
+        let failed =
+            |reason: String| BackendError::Run { backend: NAME, count: 1, width, height, reason };
+        let view = NdTensorView::from_data(image.dims(), input);
         let ids = self.model.output_ids();
         let values = self
             .model

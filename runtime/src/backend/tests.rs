@@ -4,6 +4,8 @@ use super::*;
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tiny.onnx");
 
+const STARTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/starter/embedder.onnx");
+
 fn options(kind: BackendKind) -> BackendOptions {
     BackendOptions::new(kind, 1)
 }
@@ -43,7 +45,8 @@ fn any_size_runs_and_embeddings_have_unit_length() {
         let backend = tiny(kind);
         let mut out = Vec::new();
         for (width, height) in [(64, 40), (8, 8), (104, 64)] {
-            let shape = backend.run(&noise(width, height), width, height, &mut out).unwrap();
+            let shape =
+                backend.run(Images::one(&noise(width, height), width, height), &mut out).unwrap();
             assert_eq!(shape, OutputShape { dim: 32, height: height / 8, width: width / 8 });
             let cells = shape.height * shape.width;
             assert_eq!(out.len(), 32 * cells);
@@ -56,6 +59,49 @@ fn any_size_runs_and_embeddings_have_unit_length() {
 }
 
 #[test]
+fn images_at_once_give_what_they_give_one_by_one() {
+    for network in [TINY, STARTER] {
+        for kind in kinds() {
+            let backend = open(Path::new(network), "image", "embedding", &options(kind)).unwrap();
+            for (count, width, height) in [(1, 64, 64), (3, 64, 96), (8, 104, 64), (2, 64, 64)] {
+                let data = noise(width, height * count);
+                let images = Images { data: &data, count, most: 8, width, height };
+                let mut all = vec![7.0; 3];
+                let shape = backend.run(images, &mut all).unwrap();
+                assert_eq!(all.len(), count * shape.len());
+                for (image, found) in data.chunks(3 * width * height).zip(all.chunks(shape.len())) {
+                    let mut one = Vec::new();
+                    backend.run(Images::one(image, width, height), &mut one).unwrap();
+                    let apart =
+                        one.iter().zip(found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                    assert!(apart < 1e-5, "{network} {kind} {count}: {apart:e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_network_that_mixes_images_runs_them_one_by_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("reshaped.onnx");
+    let model = crate::onnx::testing::for_one_image();
+    fs::write(&path, model.to_bytes()).unwrap();
+    for kind in kinds() {
+        let backend = open(&path, model.input(), model.output(), &options(kind)).unwrap();
+        let data = noise(64, 64 * 3);
+        let images = Images { data: &data, count: 3, most: 3, width: 64, height: 64 };
+        let (mut all, mut one) = (Vec::new(), Vec::new());
+        let shape = backend.run(images, &mut all).unwrap();
+        assert_eq!(all.len(), 3 * shape.len());
+        for (image, found) in data.chunks(3 * 64 * 64).zip(all.chunks(shape.len())) {
+            backend.run(Images::one(image, 64, 64), &mut one).unwrap();
+            assert_eq!(one, found);
+        }
+    }
+}
+
+#[test]
 fn both_backends_agree() {
     if !onnxruntime_is_here() {
         return;
@@ -63,10 +109,10 @@ fn both_backends_agree() {
     let (width, height) = (320, 184);
     let input = noise(width, height);
     let (mut one, mut other) = (Vec::new(), Vec::new());
-    let shape = tiny(BackendKind::Rten).run(&input, width, height, &mut one).unwrap();
+    let shape = tiny(BackendKind::Rten).run(Images::one(&input, width, height), &mut one).unwrap();
     assert_eq!(
         shape,
-        tiny(BackendKind::Onnxruntime).run(&input, width, height, &mut other).unwrap()
+        tiny(BackendKind::Onnxruntime).run(Images::one(&input, width, height), &mut other).unwrap()
     );
     let apart = one.iter().zip(&other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     println!("rten and onnxruntime differ by {apart:e} at most");
@@ -79,9 +125,9 @@ fn output_memory_is_reused() {
         let backend = tiny(kind);
         let input = noise(64, 64);
         let mut out = Vec::new();
-        backend.run(&input, 64, 64, &mut out).unwrap();
+        backend.run(Images::one(&input, 64, 64), &mut out).unwrap();
         let before = out.as_ptr();
-        backend.run(&input, 64, 64, &mut out).unwrap();
+        backend.run(Images::one(&input, 64, 64), &mut out).unwrap();
         assert_eq!(before, out.as_ptr());
     }
 }
@@ -92,12 +138,16 @@ fn a_wrong_input_is_an_error() {
         let backend = tiny(kind);
         for (length, width, height) in [(3 * 64 - 1, 8, 8), (0, 0, 0), (3, usize::MAX, usize::MAX)]
         {
-            let error =
-                backend.run(&vec![0.0; length], width, height, &mut Vec::new()).unwrap_err();
+            let error = backend
+                .run(Images::one(&vec![0.0; length], width, height), &mut Vec::new())
+                .unwrap_err();
             assert!(matches!(error, BackendError::Input { .. }), "{error}");
         }
+        let two = Images { count: 2, ..Images::one(&[0.0; 3 * 64], 8, 8) };
+        let error = backend.run(two, &mut Vec::new()).unwrap_err();
+        assert!(error.to_string().contains("2 image(s) of 8x8 pixels needs 384"), "{error}");
         // Smaller than the kernel of the convolution.
-        let small = backend.run(&noise(4, 4), 4, 4, &mut Vec::new());
+        let small = backend.run(Images::one(&noise(4, 4), 4, 4), &mut Vec::new());
         assert!(!matches!(small, Ok(shape) if shape.height > 0 && shape.width > 0));
     }
 }
@@ -137,7 +187,7 @@ fn a_damaged_network_never_panics() {
         }
         fs::write(&path, &damaged).unwrap();
         if let Ok(backend) = open(&path, "image", "embedding", &options(BackendKind::Rten)) {
-            let _ = backend.run(&noise(16, 16), 16, 16, &mut Vec::new());
+            let _ = backend.run(Images::one(&noise(16, 16), 16, 16), &mut Vec::new());
         }
     }
 }
@@ -196,7 +246,7 @@ fn runs_from_several_threads_give_the_same() {
         let input = noise(64, 64);
         let run = || {
             let mut out = Vec::new();
-            backend.run(&input, 64, 64, &mut out).unwrap();
+            backend.run(Images::one(&input, 64, 64), &mut out).unwrap();
             out
         };
         let first = run();

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{EmbedError, EmbeddingMap, Model};
+use super::batch::Member;
+use super::{Batching, EmbedError, EmbeddingMap, Model};
 use crate::bundle::{EmbedderEntry, SizeRule};
 use crate::cuda::{DeviceFrame, GpuEmbedder, GpuInput};
 use crate::frame::{FrameError, FrameView, Normalization, Preprocessor, network_size};
@@ -79,6 +80,9 @@ pub struct FrameEmbedder {
     map: EmbeddingMap,
     /// What the GPU needs for the rest of a frame, where the model runs there.
     gpu: Option<GpuEmbedder>,
+    /// Its place among the streams that batch.
+    member: Option<Member>,
+    batch: usize,
 }
 
 impl FrameEmbedder {
@@ -92,8 +96,17 @@ impl FrameEmbedder {
             output: Vec::new(),
             map: EmbeddingMap::default(),
             gpu: model.gpu().map(GpuEmbedder::new),
+            member: None,
+            batch: 0,
             model,
         }
+    }
+
+    /// An embedder whose frames go through the network together with those of other embedders of the model. Each is to
+    /// be used by a thread of its own.
+    pub fn batched(model: Arc<Model>, batching: Batching) -> Self {
+        let member = (batching.size > 1).then(|| Member::join(&model, batching));
+        Self { member, ..Self::new(model) }
     }
 
     /// The model.
@@ -101,7 +114,7 @@ impl FrameEmbedder {
         &self.model
     }
 
-    /// Embeds a frame: as a whole on the GPU where the model runs there, else as
+    /// Embeds a frame: as a whole on the GPU where the model runs there and the embedder does not batch, else as
     /// [`FrameEmbedder::prepare`] and [`FrameEmbedder::embed`] do. Where the GPU is lost in between, the
     /// CPU does this frame and all others if the model may use it.
     ///
@@ -112,7 +125,10 @@ impl FrameEmbedder {
         frame: &FrameView<'_>,
         size: InputSize,
     ) -> Result<EmbedTimes, EmbedError> {
-        if let Some(times) = self.run_on_gpu(&GpuInput::Host(frame), size)? {
+        // Batches are made of inputs that the CPU has prepared.
+        if self.member.is_none()
+            && let Some(times) = self.run_on_gpu(&GpuInput::Host(frame), size)?
+        {
             return Ok(times);
         }
         let began = Instant::now();
@@ -147,7 +163,10 @@ impl FrameEmbedder {
             return Ok(None);
         };
         match on_gpu.run((&self.model, gpu), frame, size, &mut self.map) {
-            Ok(times) => Ok(Some(times)),
+            Ok(times) => {
+                self.batch = 1;
+                Ok(Some(times))
+            }
             Err(EmbedError::Gpu(error)) if error.is_unsuited() => {
                 tracing::debug!("only the network runs on the GPU: {error}");
                 Ok(None)
@@ -168,11 +187,19 @@ impl FrameEmbedder {
         Ok(())
     }
 
-    /// Runs the network on the input that was made last.
+    /// Runs the network on the input that was made last. Where the embedder batches, waits for frames of others before.
     pub fn embed(&mut self) -> Result<&EmbeddingMap, EmbedError> {
-        let (w, h) = self.size;
-        self.model.embed(&self.input, w, h, &mut self.output, &mut self.map)?;
+        let ((w, h), map) = (self.size, &mut self.map);
+        self.batch = match &mut self.member {
+            Some(member) => member.embed(&self.input, (w, h), &mut self.output, map)?,
+            None => self.model.embed(&self.input, w, h, &mut self.output, map).map(|()| 1)?,
+        };
         Ok(&self.map)
+    }
+
+    /// How many frames went through the network together with the latest one, that one included.
+    pub const fn batch(&self) -> usize {
+        self.batch
     }
 
     /// The input that was made last, `[3, height, width]`, with its width and height.

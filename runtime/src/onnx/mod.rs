@@ -7,6 +7,7 @@
 //!
 //! A network is checked when it is read ([`Model::parse`]), and every rewrite gives a new one.
 
+pub mod batch;
 mod bounds;
 pub mod calibrate;
 mod graph;

@@ -172,7 +172,7 @@ fn after(node: &NodeProto, inputs: &[Option<&Shape>], index: &Index<'_>) -> Opti
 }
 
 /// Axes count from the end when they are negative.
-fn place(axis: i64, rank: usize) -> Option<usize> {
+pub(super) fn place(axis: i64, rank: usize) -> Option<usize> {
     let axis = if axis < 0 { axis.checked_add(rank as i64)? } else { axis };
     usize::try_from(axis).ok().filter(|&a| a < rank)
 }

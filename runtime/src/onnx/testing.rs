@@ -5,7 +5,7 @@ use std::path::Path;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_pcg::Pcg64;
 
-use super::graph::{data_type, float_tensor, floats, int, node, value_types};
+use super::graph::{data_type, float_tensor, floats, int, node, raw_tensor, value_types};
 use super::half::Half;
 use super::proto::attribute_proto::AttributeType;
 use super::proto::tensor_proto::DataType;
@@ -15,7 +15,7 @@ use super::proto::{
     ValueInfoProto, type_proto,
 };
 use super::{Model, OnnxError};
-use crate::backend::{self, BackendKind, BackendOptions};
+use crate::backend::{self, BackendKind, BackendOptions, Images};
 use crate::frame::{FrameView, Normalization, Preprocessor};
 use crate::scene::{Scene, SceneConfig};
 
@@ -66,6 +66,16 @@ pub fn pyramid() -> Model {
     let x = b.op("Relu", &[&x], vec![]);
     let x = b.conv("head.embedding", &x, [8, 16, 1], 1, 0);
     b.finish(&x, [1, 3, PYRAMID.1 as i64, PYRAMID.0 as i64], [1, 8, height, width]).unwrap()
+}
+
+/// A network whose operators work for one image only.
+pub fn for_one_image() -> Model {
+    let mut b = Builder::new();
+    let x = b.conv("c", "image", [4, 3, 8], 8, 0);
+    let shape = [1_i64, 4, 8, 8].iter().flat_map(|n| n.to_le_bytes()).collect();
+    b.graph.initializer.push(raw_tensor("dims", &[4], DataType::Int64, shape));
+    let x = b.op("Reshape", &[&x, "dims"], vec![]);
+    b.finish(&x, [1, 3, 64, 64], [1, 4, 8, 8]).unwrap()
 }
 
 pub fn ints(name: &str, values: &[i64]) -> AttributeProto {
@@ -197,7 +207,7 @@ pub fn run(
     let options = BackendOptions::new(kind, 1);
     let opened = backend::open(&path, model.input(), model.output(), &options);
     let mut out = Vec::new();
-    match opened.and_then(|backend| backend.run(input, width, height, &mut out)) {
+    match opened.and_then(|backend| backend.run(Images::one(input, width, height), &mut out)) {
         Ok(shape) => Some((out, shape.dim)),
         Err(error) => {
             println!("skipped: {error}");

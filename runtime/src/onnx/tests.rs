@@ -165,15 +165,45 @@ fn impossible_sizes_are_refused() {
 
 #[test]
 fn a_batch_that_the_operators_do_not_carry_is_refused() {
-    let mut b = Builder::new();
-    let x = b.conv("c", "image", [4, 3, 8], 8, 0);
-    let shape = [1_i64, 4, 8, 8].iter().flat_map(|n| n.to_le_bytes()).collect();
-    let dims = graph::raw_tensor("dims", &[4], proto::tensor_proto::DataType::Int64, shape);
-    b.graph.initializer.push(dims);
-    let x = b.op("Reshape", &[&x, "dims"], vec![]);
-    let model = b.finish(&x, [1, 3, 64, 64], [1, 4, 8, 8]).unwrap();
-    let message = reason(fix_input_shape(&model, 2, 64, 64));
+    let message = reason(fix_input_shape(&testing::for_one_image(), 2, 64, 64));
     assert!(message.contains("Reshape"), "{message}");
+}
+
+#[test]
+fn a_network_for_one_image_is_opened_for_any_number() {
+    for model in [tiny(), starter(), pyramid()] {
+        let size = sides(&model.graph.input[0]);
+        let opened = batch::open_batch(model.clone()).unwrap().unwrap();
+        assert_eq!(sides(&opened.graph.input[0]), [&[None], &size[1..]].concat());
+        assert_eq!(sides(&opened.graph.output[0])[0], None);
+        assert_eq!(opened.fingerprint(), model.fingerprint());
+        assert!(batch::open_batch(opened).unwrap().is_none(), "it is open already");
+    }
+}
+
+#[test]
+fn networks_that_may_mix_images_are_not_opened() {
+    let text = |model: Model| batch::open_batch(model).unwrap_err().to_string();
+    assert!(text(testing::for_one_image()).contains("(Reshape) may not keep the images"));
+    let softmax = |axis| {
+        let mut b = Builder::new();
+        let x = b.conv("c", "image", [4, 3, 8], 8, 0);
+        let x = b.op("Softmax", &[&x], vec![int("axis", axis)]);
+        b.finish(&x, [1, 3, 64, 64], [1, 4, 8, 8]).unwrap()
+    };
+    for axis in [0, -4] {
+        assert!(text(softmax(axis)).contains("(Softmax)"));
+    }
+    assert!(batch::open_batch(softmax(1)).unwrap().is_some());
+    let mut b = Builder::new();
+    b.constant("two", &[2, 4, 1, 1], &[1.0; 8]);
+    let x = b.conv("c", "image", [4, 3, 8], 8, 0);
+    let x = b.op("Add", &[&x, "two"], vec![]);
+    let x = b.op("ReduceMean", &[&x], vec![ints("axes", &[0])]);
+    assert!(text(b.finish(&x, [1, 3, 64, 64], [1, 4, 8, 8]).unwrap()).contains("may not keep"));
+    let mut several = tiny();
+    several = fix_input_shape(&several, 4, 64, 64).unwrap();
+    assert!(text(several).contains("it was exported for 4 at once"));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use conceptseg::backend::{self, BackendKind, BackendOptions};
+use conceptseg::backend::{self, BackendKind, BackendOptions, Images};
 use conceptseg::frame::{FrameView, Normalization, Preprocessor, network_size};
 use serde::Serialize;
 use tch::{Tensor, no_grad};
@@ -88,7 +88,7 @@ pub fn agreement(
         let Some(image) = reader.read(path)? else { continue };
         let (_, _, h, w) = image.size4()?;
         let input = Vec::<f32>::try_from(image.flatten(0, -1))?;
-        let shape = backend.run(&input, w as usize, h as usize, &mut output)?;
+        let shape = backend.run(Images::one(&input, w as usize, h as usize), &mut output)?;
         let expected = no_grad(|| {
             let map = network.forward(&image.to_device(device), false);
             normalize(&map.to_device(tch::Device::Cpu).permute([0, 2, 3, 1]))

@@ -1,7 +1,7 @@
 //! Writes a network as an ONNX file.
 //!
-//! Input `image` `[1, 3, H, W]`, normalised as the network expects; output `embedding`
-//! `[1, dim, H / stride, W / stride]`, unit length over the dimensions. Batch normalisations are folded
+//! Input `image` `[N, 3, H, W]` for any number of images, normalised as the network expects; output `embedding`
+//! `[N, dim, H / stride, W / stride]`, unit length over the dimensions. Batch normalisations are folded
 //! into the convolutions before them.
 //!
 //! Input and output are single precision in every variant. Half precision is the runtime's rewrite
@@ -150,10 +150,10 @@ fn build(
     writer.graph.name = Some("conceptseg".to_owned());
     writer.nodes()?;
     let [height, width, grid_height, grid_width] = sides;
-    let one = Side::Known(1);
-    writer.graph.input = vec![value_info(INPUT, [one, Side::Known(3), height, width])];
+    let batch = Side::Named("batch");
+    writer.graph.input = vec![value_info(INPUT, [batch, Side::Known(3), height, width])];
     let dim = Side::Known(network.dim());
-    writer.graph.output = vec![value_info(OUTPUT, [one, dim, grid_height, grid_width])];
+    writer.graph.output = vec![value_info(OUTPUT, [batch, dim, grid_height, grid_width])];
     Ok(proto::ModelProto {
         ir_version: Some(IR_VERSION),
         opset_import: vec![proto::OperatorSetIdProto {

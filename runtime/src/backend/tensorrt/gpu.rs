@@ -85,6 +85,8 @@ type Place = Arc<Mutex<Option<Arc<Loaded>>>>;
 #[derive(Debug)]
 pub struct Gpu {
     engines: Mutex<BTreeMap<InputShape, Place>>,
+    /// The shape that is run for a number of images and the largest shape that they may come in.
+    chosen: Mutex<BTreeMap<(u32, InputShape), InputShape>>,
     /// To ask whether the GPU still works.
     stream: Arc<Stream>,
     runtime: Runtime,
@@ -116,7 +118,15 @@ impl Gpu {
         }
         let stream = Stream::new(&cuda)?;
         let setup = Arc::clone(setup);
-        Ok(Self { engines: Mutex::default(), stream, runtime, cuda, installation, setup })
+        Ok(Self {
+            engines: Mutex::default(),
+            chosen: Mutex::default(),
+            stream,
+            runtime,
+            cuda,
+            installation,
+            setup,
+        })
     }
 
     /// Driver, GPU and library.
@@ -150,19 +160,51 @@ impl Gpu {
         Ok(engine)
     }
 
+    /// The engine for so many images, `most.batch` at most: that for the fewest which is there already and takes them,
+    /// else that for `most`.
+    ///
+    /// # Errors
+    /// [`TensorRtError`].
+    pub fn engine_for(&self, count: u32, most: InputShape) -> Result<Arc<Loaded>, TensorRtError> {
+        let known = lock(&self.chosen).get(&(count, most)).copied();
+        if let Some(shape) = known {
+            return self.engine(shape);
+        }
+        let smaller = (count..most.batch).map(|batch| InputShape { batch, ..most });
+        for shape in smaller.filter(|shape| shape.refuse().is_none()) {
+            let place = Arc::clone(lock(&self.engines).entry(shape).or_default());
+            let mut place = lock(&place);
+            if place.is_none() {
+                *place = self.load_present(shape)?.map(Arc::new);
+            }
+            if let Some(engine) = &*place {
+                lock(&self.chosen).insert((count, most), shape);
+                return Ok(Arc::clone(engine));
+            }
+        }
+        let engine = self.engine(most)?;
+        lock(&self.chosen).insert((count, most), most);
+        Ok(engine)
+    }
+
+    /// The engine whose plan need not be built, where there is one.
+    fn load_present(&self, input: InputShape) -> Result<Option<Loaded>, TensorRtError> {
+        let unsaved = lock(&self.setup.unsaved).get(&input).cloned();
+        match unsaved {
+            Some(plan) => self.start(&plan, false, input).map(Some),
+            None => self.load_stored(&self.setup.key(&self.installation, input)),
+        }
+    }
+
     fn load(&self, input: InputShape) -> Result<Loaded, TensorRtError> {
         let setup = &self.setup;
         if let Some(reason) = input.refuse() {
             return Err(TensorRtError::Options { what: reason });
         }
-        let unsaved = lock(&setup.unsaved).get(&input).cloned();
-        if let Some(plan) = unsaved {
-            return self.start(&plan, false, input);
-        }
-        let key = setup.key(&self.installation, input);
-        if let Some(engine) = self.load_stored(&key)? {
+        if let Some(engine) = self.load_present(input)? {
             return Ok(engine);
         }
+        let key = setup.key(&self.installation, input);
         if let Some(reason) = setup.cannot_build(&self.installation) {
             return Err(setup.no_plan(input, reason));
         }

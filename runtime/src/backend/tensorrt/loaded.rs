@@ -32,6 +32,8 @@ pub(crate) struct Lane {
     pub(crate) input: Arc<DeviceBuffer<f32>>,
     pub(crate) output: Arc<DeviceBuffer<f32>>,
     pub(crate) stream: Arc<Stream>,
+    /// The input of a run with fewer images than the plan takes.
+    padded: Vec<f32>,
 }
 
 #[derive(Debug)]
@@ -143,20 +145,30 @@ impl Loaded {
         context.set_input_shape(&self.input, &self.shape.dims())?;
         context.bind(&self.input, &input)?;
         context.bind(&self.output, &output)?;
-        Ok(Lane { context, input, output, stream: Stream::new(&self.cuda)? })
+        Ok(Lane { context, input, output, stream: Stream::new(&self.cuda)?, padded: Vec::new() })
     }
 
-    /// Runs the network on numbers in host memory: `input` is [`Loaded::input_len`] long, the output replaces `out`.
+    /// Runs the network on numbers in host memory: `input` holds as many images as the plan takes, or fewer, which cost
+    /// as much. Their part of the output replaces `out`.
     ///
     /// # Errors
     /// [`TensorRtError`]; the lane is given up then.
     pub fn run(&self, input: &[f32], out: &mut Vec<f32>) -> Result<(), TensorRtError> {
         let mut lease = self.lease()?;
         if let Some(lane) = &mut lease.lane {
-            lane.input.write(&lane.stream, input)?;
+            if input.len() < self.input_len() {
+                lane.padded.clear();
+                lane.padded.extend_from_slice(input);
+                lane.padded.resize(self.input_len(), 0.0);
+                lane.input.write(&lane.stream, &lane.padded)?;
+            } else {
+                lane.input.write(&lane.stream, input)?;
+            }
             lane.context.enqueue(&lane.stream)?;
             out.resize(self.output_len(), 0.0);
             lane.output.read(&lane.stream, out)?;
+            let images = input.len() / InputShape { batch: 1, ..self.shape }.elements();
+            out.truncate(images * self.output_shape().len());
         }
         lease.whole = true;
         Ok(())

@@ -33,7 +33,7 @@ pub(crate) use loaded::Lane;
 pub use loaded::Loaded;
 pub use store::{CalibrationEntry, FOLDER, Found, PlanRecord, PlanStore, SealEntry, StoredPlan};
 
-use super::{Backend, BackendError, OutputShape, check_input};
+use super::{Backend, BackendError, Images, OutputShape};
 use device::Device;
 use gpu::Setup;
 
@@ -218,20 +218,17 @@ impl Backend for TensorRt {
         self.description.clone()
     }
 
-    fn run(
-        &self,
-        input: &[f32],
-        width: usize,
-        height: usize,
-        out: &mut Vec<f32>,
-    ) -> Result<OutputShape, BackendError> {
-        check_input(input, width, height)?;
-        let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
-        let shape = InputShape::one(side(height), side(width));
+    fn run(&self, images: Images<'_>, out: &mut Vec<f32>) -> Result<OutputShape, BackendError> {
+        images.check()?;
+        let Images { data, count, most, width, height } = images;
+        let [count, most, width, height] =
+            [count, most, width, height].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+        let most = InputShape { batch: most.max(count), height, width };
         let run = |gpu: &Gpu| {
-            let engine = gpu.engine(shape)?;
+            let engine = gpu.engine_for(count, most)?;
+            let shape = engine.input_shape();
             let explained = |error| gpu.explained(error, shape, Some(engine.lane_bytes()));
-            engine.run(input, out).map_err(explained)?;
+            engine.run(data, out).map_err(explained)?;
             Ok::<_, TensorRtError>(engine.output_shape())
         };
         Ok(self.with_gpu(run)?)

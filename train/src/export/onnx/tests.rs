@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use conceptseg::backend::{self, BackendError, BackendKind, BackendOptions};
+use conceptseg::backend::{self, BackendError, BackendKind, BackendOptions, Images};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_pcg::Pcg64;
 use tch::nn::VarStore;
@@ -43,7 +43,7 @@ fn random(rng: &mut Pcg64, shape: &[i64], range: Range<f32>) -> Tensor {
     Tensor::from_slice(&values).view(shape)
 }
 
-/// Embeddings of an image by libtorch and by the runtime, `[1, dim, H / stride, W / stride]`,
+/// Embeddings of images by libtorch and by the runtime, `[N, dim, H / stride, W / stride]`,
 /// unit length over `dim`; `None` where the backend is not there.
 fn both(
     network: &Network,
@@ -51,7 +51,7 @@ fn both(
     images: &Tensor,
     kind: BackendKind,
 ) -> Option<(Tensor, Tensor)> {
-    let (_, _, height, width) = images.size4().unwrap();
+    let (count, _, height, width) = images.size4().unwrap();
     let expected = no_grad(|| {
         let out = network.forward(images, false);
         &out / out.norm_scalaropt_dim(2, [1], true).clamp_min(NORM_EPSILON)
@@ -65,10 +65,12 @@ fn both(
         Err(error) => panic!("{error}"),
     };
     let input = Vec::<f32>::try_from(images.view([-1])).unwrap();
+    let [n, width, height] = [count, width, height].map(|side| side as usize);
+    let images = Images { data: &input, count: n, most: n, width, height };
     let mut out = Vec::new();
-    let shape = backend.run(&input, width as usize, height as usize, &mut out).unwrap();
+    let shape = backend.run(images, &mut out).unwrap();
     let found = Tensor::from_slice(&out).view([
-        1,
+        count,
         shape.dim as i64,
         shape.height as i64,
         shape.width as i64,
@@ -109,6 +111,25 @@ fn edge_networks_run_alike_at_every_size() {
         for (height, width) in [(64, 96), (40, 56)] {
             let worst = difference(&network, &path, height, width);
             assert!(worst < 1e-4, "{preset:?} {height}x{width}: {worst:e}");
+        }
+    }
+}
+
+#[test]
+fn several_images_run_at_once() {
+    let fixed = ExportSize::Fixed { height: 64, width: 96 };
+    for (preset, size) in
+        [(Preset::EdgeMobilenetV2, ExportSize::Dynamic), (Preset::PaperResnet50, fixed)]
+    {
+        let network = network(preset);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("embedder.onnx");
+        export_onnx(&network, &path, size).unwrap();
+        let images = random(&mut Pcg64::seed_from_u64(8), &[3, 3, 64, 96], -2.0..2.0);
+        for kind in [BackendKind::Rten, BackendKind::Onnxruntime] {
+            let Some((found, expected)) = both(&network, &path, &images, kind) else { continue };
+            let worst = (found - expected).abs().max().double_value(&[]);
+            assert!(worst < 1e-4, "{preset:?} {kind}: {worst:e}");
         }
     }
 }

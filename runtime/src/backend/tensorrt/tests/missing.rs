@@ -68,7 +68,8 @@ fn the_lean_runtime_runs_plans_and_builds_none() {
     let machine = machine.moved_to(Fakes::lean("10.15"));
     let backend = machine.open();
     assert_close(&run(&backend).unwrap(), &on_cpu());
-    let error = backend.run(&noise(8, 8), 8, 8, &mut Vec::new()).unwrap_err().to_string();
+    let error =
+        backend.run(Images::one(&noise(8, 8), 8, 8), &mut Vec::new()).unwrap_err().to_string();
     assert!(
         error.contains("there is no fp32 plan for 8x8") && error.contains("lean runtime"),
         "{error}"

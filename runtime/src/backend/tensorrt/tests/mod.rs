@@ -88,7 +88,7 @@ fn noise(width: usize, height: usize) -> Vec<f32> {
 
 fn run(backend: &dyn Backend) -> Result<Vec<f32>, BackendError> {
     let mut out = Vec::new();
-    let shape = backend.run(&noise(WIDTH, HEIGHT), WIDTH, HEIGHT, &mut out)?;
+    let shape = backend.run(Images::one(&noise(WIDTH, HEIGHT), WIDTH, HEIGHT), &mut out)?;
     assert_eq!(shape, OutputShape { dim: 32, height: HEIGHT / 8, width: WIDTH / 8 });
     Ok(out)
 }
@@ -148,11 +148,13 @@ fn every_size_has_a_plan_of_its_own() {
     let backend = machine.open();
     let mut out = Vec::new();
     for (width, height) in [(64, 40), (104, 64), (64, 40), (8, 8)] {
-        let shape = backend.run(&noise(width, height), width, height, &mut out).unwrap();
+        let shape =
+            backend.run(Images::one(&noise(width, height), width, height), &mut out).unwrap();
         assert_eq!(shape, OutputShape { dim: 32, height: height / 8, width: width / 8 });
     }
     assert_eq!(machine.builds_and_loads(), (3, 3));
-    let error = backend.run(&noise(8, 20_000), 8, 20_000, &mut out).unwrap_err().to_string();
+    let error =
+        backend.run(Images::one(&noise(8, 20_000), 8, 20_000), &mut out).unwrap_err().to_string();
     assert!(error.contains("20000x8 must have sides of 1 to 16384"), "{error}");
 }
 
@@ -244,4 +246,76 @@ fn a_plan_takes_as_many_images_as_it_was_built_for() {
         .unwrap();
     assert_eq!(all.len(), 8 * one.len());
     assert_close(&all[..one.len()], &one);
+}
+
+/// Images at once, at most `most` in a call.
+fn run_batch(backend: &dyn Backend, count: usize, most: usize) -> Vec<f32> {
+    let data = noise(24, 16 * count);
+    let mut out = Vec::new();
+    let images = Images { data: &data, count, most, width: 24, height: 16 };
+    let shape = backend.run(images, &mut out).unwrap();
+    assert_eq!((shape, out.len()), (OutputShape { dim: 32, height: 2, width: 3 }, count * 192));
+    out
+}
+
+/// The same images one by one, on the CPU.
+fn one_by_one(count: usize) -> Vec<f32> {
+    let options = BackendOptions::new(BackendKind::Rten, 1);
+    let cpu = crate::backend::open(Path::new(TINY), "image", "embedding", &options).unwrap();
+    let mut all = Vec::new();
+    for image in noise(24, 16 * count).chunks(3 * 16 * 24) {
+        let mut one = Vec::new();
+        cpu.run(Images::one(image, 24, 16), &mut one).unwrap();
+        all.extend(one);
+    }
+    all
+}
+
+#[test]
+fn one_plan_serves_every_number_of_images_up_to_the_most() {
+    for version in ["8.6", "10.15", "11.4"] {
+        let machine = Machine::new(version);
+        let backend = machine.open();
+        for count in [3, 1, 4, 2, 3] {
+            assert_close(&run_batch(&backend, count, 4), &one_by_one(count));
+        }
+        assert_eq!(machine.builds_and_loads(), (1, 1), "{version}");
+        let name = machine.plan().file_name().unwrap().to_string_lossy().into_owned();
+        assert!(name.starts_with("fp32-16x24-b4-"), "{name}");
+    }
+}
+
+#[test]
+fn a_smaller_plan_that_is_there_is_taken() {
+    let machine = Machine::new("10.15");
+    for batch in [1, 2] {
+        let input = InputShape { batch, height: 16, width: 24 };
+        machine.open().build(input, BuildOptions::default(), &mut |_| ()).unwrap().saved.unwrap();
+    }
+    machine.calls();
+    let backend = machine.open();
+    for count in [1, 2, 1, 3] {
+        assert_close(&run_batch(&backend, count, 4), &one_by_one(count));
+    }
+    assert_eq!(machine.builds_and_loads(), (1, 3), "only that for four is new");
+}
+
+#[test]
+fn more_images_than_a_plan_can_take_are_refused() {
+    let machine = Machine::new("10.15");
+    let data = noise(24, 16 * 9);
+    let images = Images { data: &data, count: 9, most: 9, width: 24, height: 16 };
+    let error = machine.open().run(images, &mut Vec::new()).unwrap_err().to_string();
+    assert!(error.contains("must have a batch of 1 to 8"), "{error}");
+}
+
+#[test]
+fn a_batch_goes_on_with_the_cpu() {
+    let machine = Machine::new("10.15");
+    let backend = with_cpu(&machine);
+    assert_close(&run_batch(&backend, 3, 4), &one_by_one(3));
+    assert_eq!(backend.name(), "tensorrt");
+    machine.fakes.cuda.set("cuMemcpyDtoHAsync", 700);
+    assert_close(&run_batch(&backend, 4, 4), &one_by_one(4));
+    assert_ne!(backend.name(), "tensorrt");
 }

@@ -114,7 +114,7 @@ fn timings_of_one_build_are_used_by_the_next() {
     let backend = machine.open();
     run(&backend).unwrap();
     assert!(machine.calls().contains(&"createTimingCache 0".to_owned()));
-    backend.run(&noise(8, 8), 8, 8, &mut Vec::new()).unwrap();
+    backend.run(Images::one(&noise(8, 8), 8, 8), &mut Vec::new()).unwrap();
     assert!(machine.calls().contains(&"createTimingCache 6".to_owned()));
     // Of another builder: refused, and started anew.
     let cache = fs::read_dir(backend.store().folder())
@@ -123,7 +123,7 @@ fn timings_of_one_build_are_used_by_the_next() {
         .find(|path| path.extension().is_some_and(|ending| ending == "cache"))
         .unwrap();
     fs::write(&cache, "of another GPU").unwrap();
-    backend.run(&noise(16, 8), 16, 8, &mut Vec::new()).unwrap();
+    backend.run(Images::one(&noise(16, 8), 16, 8), &mut Vec::new()).unwrap();
     let calls = machine.calls();
     assert!(calls.contains(&"createTimingCache 14".to_owned()), "{calls:?}");
     assert!(calls.contains(&"createTimingCache 0".to_owned()), "{calls:?}");

@@ -87,7 +87,7 @@ fn the_cpu_goes_on_when_whoever_works_on_the_gpu_gives_it_up() {
 fn a_wrong_input_is_no_reason_to_leave_the_gpu() {
     let machine = Machine::new("10.15");
     let backend = with_cpu(&machine);
-    let error = backend.run(&[0.0; 3], 8, 8, &mut Vec::new()).unwrap_err();
+    let error = backend.run(Images::one(&[0.0; 3], 8, 8), &mut Vec::new()).unwrap_err();
     assert!(matches!(error, BackendError::Input { .. }));
     assert!(backend.gpu().is_some());
 }

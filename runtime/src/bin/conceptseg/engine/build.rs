@@ -30,7 +30,7 @@ pub struct Args {
     #[arg(long, value_name = "PIXELS", default_value_t = StreamConfig::default().short_side,
           value_parser = clap::value_parser!(u32).range(32..=4096))]
     short_side: u32,
-    /// Images at once.
+    /// Images at once: the `batch-size` of the elements.
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_BATCH)))]
     batch: u32,
