@@ -20,6 +20,7 @@ pub mod conceptoverlay;
 pub mod conceptseg;
 mod element;
 mod errors;
+mod gpu;
 mod live;
 pub mod maskpropagate;
 pub mod meta;

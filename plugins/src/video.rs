@@ -51,7 +51,7 @@ fn pixel_format(format: VideoFormat) -> Option<PixelFormat> {
     })
 }
 
-fn colorimetry(info: &VideoInfo) -> Colorimetry {
+pub fn colorimetry(info: &VideoInfo) -> Colorimetry {
     let colorimetry = info.colorimetry();
     let matrix = match colorimetry.matrix() {
         // SMPTE 240M was the analogue forerunner of BT.709 with nearly its weights.
@@ -69,13 +69,13 @@ fn colorimetry(info: &VideoInfo) -> Colorimetry {
 }
 
 /// Our name of a frame's format. The reason of a failure is a sentence.
-fn known_format(format: VideoFormat) -> Result<PixelFormat, String> {
+pub fn known_format(format: VideoFormat) -> Result<PixelFormat, String> {
     pixel_format(format)
         .ok_or_else(|| format!("format {format} is not supported; put videoconvert before"))
 }
 
 /// A row distance in bytes. Bottom-up frames have negative ones.
-fn known_stride(stride: i32) -> Result<usize, String> {
+pub fn known_stride(stride: i32) -> Result<usize, String> {
     usize::try_from(stride).map_err(|_| {
         format!("a row distance of {stride} bytes is not supported; put videoconvert before")
     })
@@ -83,7 +83,7 @@ fn known_stride(stride: i32) -> Result<usize, String> {
 
 /// Whether the buffer holds all planes where its `GstVideoMeta` says they lie, which the framework
 /// does not check.
-fn check_planes(
+pub fn check_planes(
     format: PixelFormat,
     (width, height): (u32, u32),
     offsets: &[usize],

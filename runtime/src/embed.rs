@@ -4,14 +4,16 @@ mod batch;
 mod frame;
 
 pub use batch::{Batching, MAX_BATCH};
-pub use frame::{FrameEmbedder, InputSize};
+pub use frame::{EmbedTimes, FrameEmbedder, InputSize};
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::backend::tensorrt::TensorRt;
+use crate::backend::tensorrt::{TensorRt, TensorRtError};
 use crate::backend::{self, Backend, BackendError, BackendOptions, Images, OutputShape};
 use crate::bundle::{Bundle, BundleError, Codebook, SizeRule};
+use crate::cuda::CudaPathError;
+use crate::frame::FrameError;
 use batch::Batcher;
 
 /// How far an embedding's length may be from 1. Rounding in 16-bit floats stays below a tenth of it.
@@ -30,6 +32,12 @@ pub enum EmbedError {
     /// The network could not be loaded or run.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// The frame could not be prepared.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// Something but the network failed on the GPU.
+    #[error("the frame could not be processed on the GPU: {0}")]
+    Gpu(CudaPathError),
     /// The network does not take this input size.
     #[error("the network of {bundle} does not take {width}x{height} pixels; it takes {accepted}")]
     InputSize {
@@ -82,6 +90,32 @@ pub enum EmbedError {
         "the network panicked on the batch that the frame was part of; the log of the process says where"
     )]
     Panicked,
+}
+
+impl EmbedError {
+    /// Whether the CPU could do what was asked for, because the GPU failed.
+    pub(crate) fn is_of_gpu(&self) -> bool {
+        match self {
+            Self::Backend(BackendError::TensorRt(_)) => true,
+            Self::Gpu(error) => !error.is_of_caller(),
+            _ => false,
+        }
+    }
+}
+
+impl From<CudaPathError> for EmbedError {
+    fn from(error: CudaPathError) -> Self {
+        match error {
+            CudaPathError::TensorRt(error) => error.into(),
+            other => Self::Gpu(other),
+        }
+    }
+}
+
+impl From<TensorRtError> for EmbedError {
+    fn from(error: TensorRtError) -> Self {
+        Self::Backend(error.into())
+    }
 }
 
 /// The embeddings of one frame, pixel by pixel.
@@ -204,6 +238,11 @@ impl Model {
             return Err(EmbedError::OutputShape { bundle, width: w, height: h, expected, found });
         }
         Ok(())
+    }
+
+    /// Whether a GPU runs the network, so that [`FrameEmbedder::run_device`] takes frames in its memory.
+    pub fn is_on_gpu(&self) -> bool {
+        self.gpu().is_some()
     }
 
     /// The GPU that runs the network, where one does.

@@ -1,4 +1,5 @@
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use super::stage::{EmbedStage, Input};
 use crate::element::{
     self, Properties, Property, analyzer_methods, element_methods, field, in_place, object_methods,
 };
+use crate::gpu::{self, gpu_methods};
 use crate::live::{Analyzer, Moment, Shown};
 use crate::models::Loaded;
 use crate::settings::{self, Backend, Lateness, Precision};
@@ -213,6 +215,8 @@ pub struct ConceptEmbed {
     loaded: Mutex<Option<Loaded>>,
     /// Counts bundles that were set while running; only the latest one takes over.
     reload: Mutex<u64>,
+    /// Whether somebody was told why frames in GPU memory are not taken.
+    told: AtomicBool,
     analyzer: Analyzer<EmbedStage>,
 }
 
@@ -234,13 +238,14 @@ impl ElementImpl for ConceptEmbed {
         name: "ConceptSeg embedding",
         class: "Filter/Analyzer/Video",
         description: "Embeds the pixels of frames with a network that learnt without labels",
-        pads: video::caps(&video::FORMATS),
+        pads: gpu::caps(&video::FORMATS),
     }
 }
 
 impl BaseTransformImpl for ConceptEmbed {
     in_place!(analyse);
     analyzer_methods!(CAT);
+    gpu_methods!(refusal);
 
     fn start(&self) -> Result<(), gst::ErrorMessage> {
         let settings = lock(&self.settings).clone();
@@ -248,6 +253,7 @@ impl BaseTransformImpl for ConceptEmbed {
         let backend = loaded.model.backend_name();
         gst::info!(CAT, imp = self, "Started with backend {backend}");
         *lock(&self.loaded) = Some(loaded);
+        self.told.store(false, Ordering::Relaxed);
         self.analyzer.start(EmbedStage::new(settings.batching()), backend);
         Ok(())
     }
@@ -261,6 +267,27 @@ impl BaseTransformImpl for ConceptEmbed {
 }
 
 impl ConceptEmbed {
+    fn tell(&self, reason: &str) {
+        if !self.told.swap(true, Ordering::Relaxed) {
+            gst::element_imp_warning!(self, gst::StreamError::Format, ("{reason}"));
+        }
+    }
+
+    /// Why frames in GPU memory cannot be taken, if so. Before the start nobody knows.
+    fn refusal(&self) -> Option<String> {
+        let loaded = lock(&self.loaded);
+        let model = &loaded.as_ref()?.model;
+        // Who had such frames before the GPU was lost goes on with them.
+        if model.is_on_gpu() || self.analyzer.memory() != gpu::Memory::System {
+            return None;
+        }
+        let backend = model.backend_name();
+        Some(format!(
+            "The network runs with {backend} on the CPU, which cannot read frames in GPU memory: put cudadownload \
+             (nvvideoconvert for NVMM) before, or use backend=tensorrt"
+        ))
+    }
+
     fn set_bundle(&self, bundle: Option<PathBuf>) {
         let settings = {
             let mut settings = lock(&self.settings);
@@ -297,7 +324,8 @@ impl ConceptEmbed {
                     )
                 })?;
                 let short_side = settings.short_side;
-                Ok(Some(Input { loaded, short_side, frame, info, moment: now }))
+                let memory = self.analyzer.memory();
+                Ok(Some(Input { loaded, memory, short_side, frame, info, moment: now }))
             })?;
         let Some(Shown { found, age, new }) = shown else { return Ok(()) };
         if new {

@@ -15,7 +15,7 @@ use crate::element::{
 use crate::live::{Analyzer, Moment, Shown};
 use crate::meta::{Embedding, Source};
 use crate::settings::{self, Lateness};
-use crate::{lock, models, video};
+use crate::{gpu, lock, models, video};
 
 static CAT: LazyLock<gst::DebugCategory> =
     LazyLock::new(|| element::category("conceptlabel", "Labelling with concepts"));
@@ -136,7 +136,7 @@ impl ElementImpl for ConceptLabel {
         name: "ConceptSeg labelling",
         class: "Filter/Analyzer/Video",
         description: "Labels the pixels of frames with concepts learnt without labels",
-        pads: video::caps(&video::FORMATS),
+        pads: gpu::caps(&video::FORMATS),
     }
 }
 

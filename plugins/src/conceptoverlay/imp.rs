@@ -1,3 +1,4 @@
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex};
 
 use conceptseg::concepts::ConceptMap;
@@ -13,6 +14,7 @@ use gst_video::{VideoFrameRef, VideoInfo};
 use super::Draw;
 use crate::element::{self, Properties, element_methods, field, in_place, object_methods};
 use crate::errors::message;
+use crate::gpu::{self, Memory, gpu_methods};
 use crate::meta::Analysis;
 use crate::{lock, video};
 
@@ -73,9 +75,16 @@ pub static PROPERTIES: Properties<ConceptOverlay> = Properties::new(|| {
     ]
 });
 
+/// What is said of frames in GPU memory.
+const UNDRAWN: &str = "Frames in GPU memory are not drawn on: put cudadownload (nvvideoconvert for NVMM) before, or \
+                       switch drawing off with draw=0";
+
 /// What lives from start to stop: the scaled maps, whose memory is used again for each frame.
 struct State {
     info: Option<VideoInfo>,
+    memory: Memory,
+    /// Whether somebody was told that frames in GPU memory are not drawn on.
+    told: bool,
     concepts: ConceptMap,
     masks: MaskMap,
     colors: ConceptColors,
@@ -85,6 +94,8 @@ impl State {
     fn new() -> Self {
         Self {
             info: None,
+            memory: Memory::System,
+            told: false,
             concepts: ConceptMap::default(),
             masks: MaskMap::default(),
             colors: ConceptColors::new(CONCEPTS),
@@ -133,6 +144,8 @@ impl State {
 pub struct ConceptOverlay {
     settings: Mutex<Settings>,
     state: Mutex<Option<State>>,
+    /// Whether somebody was told why frames in GPU memory are not taken.
+    told: AtomicBool,
 }
 
 #[glib::object_subclass]
@@ -153,14 +166,16 @@ impl ElementImpl for ConceptOverlay {
         name: "ConceptSeg overlay",
         class: "Filter/Effect/Video",
         description: "Draws concepts and instances onto the frames that they were found in",
-        pads: video::caps(&video::FORMATS),
+        pads: gpu::caps(&video::FORMATS),
     }
 }
 
 impl BaseTransformImpl for ConceptOverlay {
     in_place!(draw);
+    gpu_methods!(refusal);
 
     fn start(&self) -> Result<(), gst::ErrorMessage> {
+        self.told.store(false, Ordering::Relaxed);
         *lock(&self.state) = Some(State::new());
         Ok(())
     }
@@ -174,7 +189,7 @@ impl BaseTransformImpl for ConceptOverlay {
         let info = VideoInfo::from_caps(incaps)
             .map_err(|e| gst::loggable_error!(CAT, "Caps {incaps} describe no video: {e}"))?;
         if let Some(state) = lock(&self.state).as_mut() {
-            state.info = Some(info);
+            (state.info, state.memory) = (Some(info), Memory::of(incaps));
         }
         Ok(())
     }
@@ -196,10 +211,38 @@ impl BaseTransformImpl for ConceptOverlay {
 }
 
 impl ConceptOverlay {
+    fn tell(&self, reason: &str) {
+        if !self.told.swap(true, Ordering::Relaxed) {
+            gst::element_imp_warning!(self, gst::StreamError::Format, ("{reason}"));
+        }
+    }
+
+    /// Why frames in GPU memory are not taken, if so: they can only pass as they are.
+    fn refusal(&self) -> Option<&'static str> {
+        if lock(&self.settings).draw.is_empty() {
+            return None;
+        }
+        // Who has such frames goes on with them when drawing is switched on in between.
+        let state = lock(&self.state);
+        if state.as_ref().is_none_or(|state| state.memory != Memory::System) {
+            return None;
+        }
+        Some(UNDRAWN)
+    }
+
     fn draw(&self, buffer: &mut gst::BufferRef) -> Result<(), gst::ErrorMessage> {
         let style = lock(&self.settings).style();
-        let mut state = lock(&self.state);
-        let Some(state) = state.as_mut() else { return Ok(()) };
+        let mut guard = lock(&self.state);
+        let Some(state) = guard.as_mut() else { return Ok(()) };
+        if state.memory != Memory::System {
+            let tell = !lock(&self.settings).draw.is_empty() && !state.told;
+            state.told |= tell;
+            drop(guard);
+            if tell {
+                gst::element_imp_warning!(self, gst::StreamError::Format, ("{UNDRAWN}"));
+            }
+            return Ok(());
+        }
         state.draw(buffer, style).map_err(|text| message(gst::StreamError::Failed, &text))
     }
 }

@@ -12,7 +12,7 @@ use crate::conceptmetasink::{self, ConceptMetaSink};
 use crate::conceptoverlay::{self, ConceptOverlay};
 use crate::element::{self, element_methods};
 use crate::maskpropagate::{self, MaskPropagate};
-use crate::video;
+use crate::{gpu, video};
 
 static CAT: LazyLock<gst::DebugCategory> =
     LazyLock::new(|| element::category("conceptseg", "Concept labelling and mask propagation"));
@@ -198,7 +198,7 @@ impl ElementImpl for ConceptSeg {
         name: "ConceptSeg segmentation",
         class: "Filter/Analyzer/Effect/Video",
         description: "Labels frames with concepts learnt without labels, carries instance masks along a stream, and draws both",
-        pads: video::caps(&video::FORMATS),
+        pads: gpu::caps(&video::FORMATS),
     }
 }
 

@@ -23,6 +23,7 @@ use gst::glib;
 use gst::prelude::*;
 use gst_video::VideoInfo;
 
+use crate::gpu::Memory;
 use crate::lock;
 use crate::meta::{Age, Embedding, Source};
 use crate::stats::Stats;
@@ -76,6 +77,7 @@ pub struct Analyzer<S: Stage> {
 #[derive(Default)]
 struct Stream {
     info: Option<VideoInfo>,
+    memory: Memory,
     id: Option<String>,
     live: Option<bool>,
     frames: u64,
@@ -126,6 +128,11 @@ impl<S: Stage> Analyzer<S> {
         lock(&self.stream).info.clone()
     }
 
+    /// Where its pixels are.
+    pub fn memory(&self) -> Memory {
+        lock(&self.stream).memory
+    }
+
     /// Takes over negotiated caps.
     pub fn set_caps(
         &self,
@@ -134,7 +141,8 @@ impl<S: Stage> Analyzer<S> {
     ) -> Result<(), gst::LoggableError> {
         let info = VideoInfo::from_caps(caps)
             .map_err(|e| gst::loggable_error!(category, "Caps {caps} describe no video: {e}"))?;
-        lock(&self.stream).info = Some(info);
+        let mut stream = lock(&self.stream);
+        (stream.info, stream.memory) = (Some(info), Memory::of(caps));
         Ok(())
     }
 

@@ -18,7 +18,7 @@ use crate::errors::message;
 use crate::live::{Analyzer, Moment, Shown};
 use crate::meta::{Embedding, Source};
 use crate::settings::{self, Lateness};
-use crate::{lock, video};
+use crate::{gpu, lock, video};
 
 static CAT: LazyLock<gst::DebugCategory> =
     LazyLock::new(|| element::category("maskpropagate", "Propagation of instance masks"));
@@ -143,7 +143,7 @@ impl ElementImpl for MaskPropagate {
         name: "ConceptSeg mask propagation",
         class: "Filter/Analyzer/Video",
         description: "Carries instance masks from a first frame along a stream",
-        pads: video::caps(&video::FORMATS),
+        pads: gpu::caps(&video::FORMATS),
     }
 }
 

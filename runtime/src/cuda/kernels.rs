@@ -4,7 +4,7 @@
 //! compute capability that is served, 7.5, and so is understood by every driver since CUDA 12.6.
 
 use std::ffi::{CStr, CString};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use conceptseg_tensorrt::cuda::{Context, Function, Module, Nvrtc};
 
@@ -56,7 +56,26 @@ pub struct Kernels {
     context: Arc<Context>,
 }
 
+/// What [`Kernels::shared`] gave out, and for which context. Kernels keep theirs, so that an address with living
+/// kernels is no other context's.
+static SHARED: Mutex<Vec<(usize, Weak<Kernels>)>> = Mutex::new(Vec::new());
+
 impl Kernels {
+    /// The kernels in the program, loaded once for all that work in this context at the same time.
+    pub(super) fn shared(context: &Arc<Context>) -> Result<Arc<Self>, CudaPathError> {
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.retain(|(_, kernels)| kernels.strong_count() > 0);
+        let this = Arc::as_ptr(context) as usize;
+        // Those of other GPUs are not touched: they may be about to go.
+        let known = shared.iter().find(|(context, _)| *context == this);
+        if let Some(kernels) = known.and_then(|(_, kernels)| kernels.upgrade()) {
+            return Ok(kernels);
+        }
+        let kernels = Self::load(context, KernelSource::Ptx)?;
+        shared.push((this, Arc::downgrade(&kernels)));
+        Ok(kernels)
+    }
+
     /// Loads the kernels.
     ///
     /// # Errors

@@ -5,7 +5,9 @@
 //! [`Graph`](conceptseg_tensorrt::cuda::Graph), as `stream` does. `docs/cuda.md` says how all this is tested without a GPU.
 
 pub mod concepts;
+mod device_frame;
 pub mod embed;
+mod embedder;
 pub mod kernels;
 mod launch;
 mod merge;
@@ -25,7 +27,10 @@ use crate::concepts::ConceptError;
 use crate::frame::PixelFormat;
 use crate::propagate::{PropagateError, Protocol};
 
+pub use device_frame::DeviceFrame;
+pub(crate) use embedder::{GpuEmbedder, GpuInput};
 pub use kernels::{KernelSource, Kernels};
+pub use overlay::DevicePlane;
 pub(crate) use stream::GpuStream;
 
 /// Largest side of a frame in pixels.
@@ -116,6 +121,14 @@ impl CudaPathError {
     /// Whether the kernels are not made for this, whatever the state of the GPU.
     pub(crate) fn is_unsuited(&self) -> bool {
         matches!(self, Self::Limit { .. } | Self::Protocol { .. } | Self::Format { .. })
+    }
+
+    /// Whether what was handed over cannot be used, and neither the GPU nor the kernels are to blame.
+    pub(crate) fn is_of_caller(&self) -> bool {
+        let memory = |error: &CudaError| {
+            matches!(error, CudaError::NotAllocated { .. } | CudaError::EglImage { .. })
+        };
+        matches!(self, Self::Cuda(error) if memory(error))
     }
 
     /// Refuses what is 0 or larger than the kernels are made for.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use conceptseg_tensorrt::cuda::{Arg, DeviceBuffer, Function, PinnedBuffer, Stream};
 
+use super::device_frame::{DeviceFrame, DevicePlanes};
 use super::resize::Axis;
 use super::{CudaPathError, Kernels};
 use crate::frame::{Colorimetry, FrameView, MAX_SIDE, Normalization, PixelFormat, Plane, YuvToRgb};
@@ -20,13 +21,34 @@ const ALIGN: usize = 32;
 /// Most blocks along the second axis of a grid.
 const MAX_GRID_Y: usize = 65_535;
 
+/// What is to be known of a frame before its pixels.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FrameLayout {
+    /// Memory layout.
+    pub format: PixelFormat,
+    /// How its numbers are to be read.
+    pub colorimetry: Colorimetry,
+    /// Width and height in pixels.
+    pub size: (u32, u32),
+}
+
+impl From<&FrameView<'_>> for FrameLayout {
+    fn from(frame: &FrameView<'_>) -> Self {
+        let size = (frame.width(), frame.height());
+        Self { format: frame.format(), colorimetry: frame.colorimetry(), size }
+    }
+}
+
+impl From<&DeviceFrame<'_>> for FrameLayout {
+    fn from(frame: &DeviceFrame<'_>) -> Self {
+        frame.layout()
+    }
+}
+
 /// What a frame must keep for prepared buffers and tables to suit it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Geometry {
-    format: PixelFormat,
-    colorimetry: Colorimetry,
-    /// Size of the frame.
-    frame: (u32, u32),
+    frame: FrameLayout,
     /// Size of the network's input.
     input: (u32, u32),
     batch: usize,
@@ -64,13 +86,15 @@ struct Prepared {
     planes: Vec<Staged>,
     /// Bytes of a staged frame, and of one whose rows are resized.
     bytes: (usize, usize),
-    staging: PinnedBuffer<u8>,
+    /// Nothing as long as no frame came in memory of the host.
+    staging: Option<PinnedBuffer<u8>>,
     frame: DeviceBuffer<u8>,
     resized: DeviceBuffer<u8>,
     tables: DeviceBuffer<i32>,
     /// Vertical and horizontal table of each staged plane.
     axes: Vec<(Table, Table)>,
-    input: Arc<DeviceBuffer<f32>>,
+    /// Nothing where somebody else's is filled.
+    input: Option<Arc<DeviceBuffer<f32>>>,
 }
 
 /// Uploads frames and turns them into network input.
@@ -111,21 +135,32 @@ impl PreprocessStage {
     pub fn prepare(
         &mut self,
         stream: &Arc<Stream>,
-        frame: &FrameView<'_>,
+        frame: impl Into<FrameLayout>,
+        input: (u32, u32),
+        batch: usize,
+    ) -> Result<bool, CudaPathError> {
+        let made = self.prepare_for(stream, frame.into(), input, batch)?;
+        let prepared = self.prepared.as_mut().ok_or(NOT_PREPARED)?;
+        if prepared.input.is_none() {
+            let numbers = batch * 3 * input.0 as usize * input.1 as usize;
+            prepared.input = Some(Arc::new(DeviceBuffer::new(stream.context(), numbers)?));
+        }
+        Ok(made)
+    }
+
+    /// The same without an input of its own, for [`PreprocessStage::enqueue_into`].
+    pub(super) fn prepare_for(
+        &mut self,
+        stream: &Arc<Stream>,
+        frame: FrameLayout,
         input: (u32, u32),
         batch: usize,
     ) -> Result<bool, CudaPathError> {
         // Packed video would be taken for grey below.
-        if matches!(frame.format(), PixelFormat::Yuy2 | PixelFormat::Uyvy) {
-            return Err(CudaPathError::Format { format: frame.format() });
+        if matches!(frame.format, PixelFormat::Yuy2 | PixelFormat::Uyvy) {
+            return Err(CudaPathError::Format { format: frame.format });
         }
-        let geometry = Geometry {
-            format: frame.format(),
-            colorimetry: frame.colorimetry(),
-            frame: (frame.width(), frame.height()),
-            input,
-            batch,
-        };
+        let geometry = Geometry { frame, input, batch };
         if self.prepared.as_ref().is_some_and(|prepared| prepared.geometry == geometry) {
             return Ok(false);
         }
@@ -150,13 +185,17 @@ impl PreprocessStage {
     /// [`CudaPathError`] when the frame is not what was prepared for.
     pub fn stage(&mut self, index: usize, frame: &FrameView<'_>) -> Result<(), CudaPathError> {
         let prepared = self.prepared.as_mut().ok_or(NOT_PREPARED)?;
-        let Geometry { format, colorimetry, frame: size, batch, .. } = prepared.geometry;
-        let same = (frame.format(), frame.colorimetry(), (frame.width(), frame.height()));
-        if same != (format, colorimetry, size) || index >= batch {
+        let Geometry { frame: layout, batch, .. } = prepared.geometry;
+        if FrameLayout::from(frame) != layout || index >= batch {
             return Err(NOT_PREPARED);
         }
+        let FrameLayout { format, size, .. } = layout;
         let bytes = prepared.bytes.0;
-        let staging = &mut prepared.staging.as_mut_slice()[index * bytes..][..bytes];
+        let staging = match &mut prepared.staging {
+            Some(staging) => staging,
+            none => none.insert(PinnedBuffer::new(prepared.frame.context(), bytes * batch)?),
+        };
+        let staging = &mut staging.as_mut_slice()[index * bytes..][..bytes];
         for plane in &prepared.planes {
             let target = &mut staging[plane.offset..][..plane.rows * plane.pitch];
             let share = plane.pitch / plane.planes.1;
@@ -181,7 +220,7 @@ impl PreprocessStage {
     /// # Errors
     /// [`CudaPathError::NotPrepared`].
     pub fn input(&self) -> Result<&Arc<DeviceBuffer<f32>>, CudaPathError> {
-        Ok(&self.prepared.as_ref().ok_or(NOT_PREPARED)?.input)
+        self.prepared.as_ref().and_then(|prepared| prepared.input.as_ref()).ok_or(NOT_PREPARED)
     }
 
     /// Puts the upload of the staged frames and the kernels into the stream.
@@ -193,17 +232,44 @@ impl PreprocessStage {
     /// The stage must neither be dropped, prepared for another geometry nor given frames before the
     /// stream is done, nor before the last launch of a graph captured from this.
     pub unsafe fn enqueue(&self, stream: &Arc<Stream>) -> Result<(), CudaPathError> {
+        // SAFETY: the caller keeps the stage, which keeps the input.
+        unsafe { self.enqueue_into(stream, None, self.input()?) }
+    }
+
+    /// The same with another input to fill, and with a frame that is on the GPU already in place of the staged ones.
+    ///
+    /// # Errors
+    /// [`CudaPathError`], also where the frame or the input is not what was prepared for.
+    ///
+    /// # Safety
+    /// As [`PreprocessStage::enqueue`]; the planes and the input, too, live until the stream is done.
+    pub(super) unsafe fn enqueue_into(
+        &self,
+        stream: &Arc<Stream>,
+        on_device: Option<(&DeviceFrame<'_>, &DevicePlanes)>,
+        input: &DeviceBuffer<f32>,
+    ) -> Result<(), CudaPathError> {
         let prepared = self.prepared.as_ref().ok_or(NOT_PREPARED)?;
-        // SAFETY: the caller keeps both buffers and does not write to the pinned one meanwhile.
+        let Geometry { input: (w, h), batch, .. } = prepared.geometry;
+        if input.len() != batch * 3 * w as usize * h as usize {
+            return Err(NOT_PREPARED);
+        }
+        // SAFETY: the caller keeps frame and buffers, and does not write to the pinned one meanwhile.
         unsafe {
-            prepared.frame.upload_async(stream, &prepared.staging, prepared.staging.len())?;
+            match (on_device, &prepared.staging) {
+                (Some((frame, planes)), _) => prepared.copy(stream, frame, planes)?,
+                (None, Some(staging)) => {
+                    prepared.frame.upload_async(stream, staging, staging.len())?;
+                }
+                (None, None) => return Err(NOT_PREPARED),
+            }
         }
         for (plane, (vertical, _)) in prepared.planes.iter().zip(&prepared.axes) {
             // SAFETY: the tables, planes and sizes were made for each other.
             unsafe { self.resize_rows(stream, prepared, plane, vertical)? };
         }
         // SAFETY: as above.
-        unsafe { self.convert(stream, prepared) }
+        unsafe { self.convert(stream, prepared, input) }
     }
 
     /// Vertical pass over one plane.
@@ -240,8 +306,10 @@ impl PreprocessStage {
         &self,
         stream: &Arc<Stream>,
         prepared: &Prepared,
+        input: &DeviceBuffer<f32>,
     ) -> Result<(), CudaPathError> {
-        let Geometry { format, colorimetry, input: (width, height), batch, .. } = prepared.geometry;
+        let Geometry { frame, input: (width, height), batch } = prepared.geometry;
+        let FrameLayout { format, colorimetry, .. } = frame;
         let convert = YuvToRgb::new(colorimetry);
         let source =
             |plane: &Staged| Arg::Buffer(prepared.resized.address() + plane.resized as u64);
@@ -260,7 +328,7 @@ impl PreprocessStage {
                 for axis in [luma_axis, chroma_axis] {
                     arguments.extend([prepared.table(axis.bounds), prepared.table(axis.weights)]);
                 }
-                arguments.push(Arg::Buffer(prepared.input.address()));
+                arguments.push(Arg::Buffer(input.address()));
                 arguments.extend(numbers(&sizes));
                 arguments.extend(numbers(&[luma.pitch, chroma.pitch]));
                 arguments.extend(numbers(&[
@@ -285,8 +353,7 @@ impl PreprocessStage {
                     _ => (1.0, 0.0),
                 };
                 arguments.extend([source(plane), prepared.table(axis.bounds)]);
-                arguments
-                    .extend([prepared.table(axis.weights), Arg::Buffer(prepared.input.address())]);
+                arguments.extend([prepared.table(axis.weights), Arg::Buffer(input.address())]);
                 arguments.extend(numbers(&sizes));
                 arguments.extend(numbers(&[plane.pitch, usize::from(axis.precision), step]));
                 arguments.extend(numbers(&rgb));
@@ -308,7 +375,8 @@ impl PreprocessStage {
 
 impl Prepared {
     fn new(stream: &Arc<Stream>, geometry: Geometry) -> Result<Self, CudaPathError> {
-        let Geometry { format, frame: (width, height), input: (w, h), batch, .. } = geometry;
+        let Geometry { frame, input: (w, h), batch } = geometry;
+        let FrameLayout { format, size: (width, height), .. } = frame;
         let mut planes = Vec::new();
         let mut bytes = (0, 0);
         for (first, count) in match format {
@@ -344,18 +412,44 @@ impl Prepared {
         let context = stream.context();
         let device = DeviceBuffer::new(context, tables.len())?;
         device.write(stream, &tables)?;
-        let pixels = w as usize * h as usize;
         Ok(Self {
             geometry,
             planes,
             bytes,
-            staging: PinnedBuffer::new(context, bytes.0 * batch)?,
+            staging: None,
             frame: DeviceBuffer::new(context, bytes.0 * batch)?,
             resized: DeviceBuffer::new(context, bytes.1 * batch)?,
             tables: device,
             axes,
-            input: Arc::new(DeviceBuffer::new(context, batch * 3 * pixels)?),
+            input: None,
         })
+    }
+
+    /// Puts copies of the planes of a frame on the GPU into the stream.
+    ///
+    /// # Safety
+    /// The planes live until the stream is done.
+    unsafe fn copy(
+        &self,
+        stream: &Arc<Stream>,
+        frame: &DeviceFrame<'_>,
+        planes: &DevicePlanes,
+    ) -> Result<(), CudaPathError> {
+        let FrameLayout { format, size: (width, height), .. } = self.geometry.frame;
+        if frame.layout() != self.geometry.frame || self.geometry.batch != 1 {
+            return Err(NOT_PREPARED);
+        }
+        for plane in &self.planes {
+            let share = plane.pitch / plane.planes.1;
+            for i in 0..plane.planes.1 {
+                let source = plane.planes.0 + i;
+                let to = (plane.offset + i * share, plane.pitch);
+                let rows = format.plane_layout(source, width, height);
+                // SAFETY: the caller keeps both sides.
+                unsafe { self.frame.copy_rows_async(stream, to, planes.plane(source)?, rows)? };
+            }
+        }
+        Ok(())
     }
 
     fn table(&self, element: usize) -> Arg {

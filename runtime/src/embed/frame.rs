@@ -1,10 +1,12 @@
 //! From a frame to its embeddings: preparation and network, with the memory that they reuse.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::batch::Member;
 use super::{Batching, EmbedError, EmbeddingMap, Model};
 use crate::bundle::{EmbedderEntry, SizeRule};
+use crate::cuda::{DeviceFrame, GpuEmbedder, GpuInput};
 use crate::frame::{FrameError, FrameView, Normalization, Preprocessor, network_size};
 
 /// Largest side that [`InputSize`] answers, but for the long side of frames that are not
@@ -57,6 +59,15 @@ impl InputSize {
     }
 }
 
+/// Time that a frame took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EmbedTimes {
+    /// Resizing, colour conversion, normalisation; on a GPU all that is not the network.
+    pub preprocess: Duration,
+    /// The network; on a CPU with bringing its output into pixel order.
+    pub network: Duration,
+}
+
 /// Embeds frame after frame; keeps its memory, so that frames of one size allocate nothing.
 #[derive(Debug)]
 pub struct FrameEmbedder {
@@ -67,6 +78,8 @@ pub struct FrameEmbedder {
     input: Vec<f32>,
     output: Vec<f32>,
     map: EmbeddingMap,
+    /// What the GPU needs for the rest of a frame, where the model runs there.
+    gpu: Option<GpuEmbedder>,
     /// Its place among the streams that batch.
     member: Option<Member>,
     batch: usize,
@@ -82,6 +95,7 @@ impl FrameEmbedder {
             input: Vec::new(),
             output: Vec::new(),
             map: EmbeddingMap::default(),
+            gpu: model.gpu().map(GpuEmbedder::new),
             member: None,
             batch: 0,
             model,
@@ -98,6 +112,71 @@ impl FrameEmbedder {
     /// The model.
     pub fn model(&self) -> &Arc<Model> {
         &self.model
+    }
+
+    /// Embeds a frame: as a whole on the GPU where the model runs there and the embedder does not batch, else as
+    /// [`FrameEmbedder::prepare`] and [`FrameEmbedder::embed`] do. Where the GPU is lost in between, the
+    /// CPU does this frame and all others if the model may use it.
+    ///
+    /// # Errors
+    /// [`EmbedError`]; the next frame can go on.
+    pub fn run(
+        &mut self,
+        frame: &FrameView<'_>,
+        size: InputSize,
+    ) -> Result<EmbedTimes, EmbedError> {
+        // Batches are made of inputs that the CPU has prepared.
+        if self.member.is_none()
+            && let Some(times) = self.run_on_gpu(&GpuInput::Host(frame), size)?
+        {
+            return Ok(times);
+        }
+        let began = Instant::now();
+        self.prepare(frame, size)?;
+        let preprocess = began.elapsed();
+        self.embed()?;
+        Ok(EmbedTimes { preprocess, network: began.elapsed() - preprocess })
+    }
+
+    /// Embeds a frame that is on the GPU already. Nothing where the model does not run on a GPU, or not
+    /// any longer, or the kernels do not take such frames: then the frame is needed in the host's memory.
+    ///
+    /// # Errors
+    /// [`EmbedError`]; the next frame can go on.
+    pub fn run_device(
+        &mut self,
+        frame: &DeviceFrame<'_>,
+        size: InputSize,
+    ) -> Result<Option<EmbedTimes>, EmbedError> {
+        self.run_on_gpu(&GpuInput::Device(frame), size)
+    }
+
+    fn run_on_gpu(
+        &mut self,
+        frame: &GpuInput<'_>,
+        size: InputSize,
+    ) -> Result<Option<EmbedTimes>, EmbedError> {
+        let Some(on_gpu) = &mut self.gpu else { return Ok(None) };
+        // Another stream may have given it up.
+        let Some(gpu) = self.model.gpu() else {
+            self.gpu = None;
+            return Ok(None);
+        };
+        match on_gpu.run((&self.model, gpu), frame, size, &mut self.map) {
+            Ok(times) => {
+                self.batch = 1;
+                Ok(Some(times))
+            }
+            Err(EmbedError::Gpu(error)) if error.is_unsuited() => {
+                tracing::debug!("only the network runs on the GPU: {error}");
+                Ok(None)
+            }
+            Err(error) if error.is_of_gpu() && self.model.give_up_gpu(&error) => {
+                self.gpu = None;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Makes the network's input of a frame.

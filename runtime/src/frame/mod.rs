@@ -273,7 +273,7 @@ impl<'a> FrameView<'a> {
 }
 
 /// The sides must be possible and the number of planes the format's.
-fn check_geometry(
+pub(crate) fn check_geometry(
     format: PixelFormat,
     width: u32,
     height: u32,
@@ -290,7 +290,7 @@ fn check_geometry(
 }
 
 /// Plane `index` of a sound geometry must hold all of its rows.
-fn check_plane(
+pub(crate) fn check_plane(
     format: PixelFormat,
     width: u32,
     height: u32,

@@ -27,11 +27,11 @@ pub struct Loaded {
 
 /// What one caller runs in. The context comes first: it waits for its last run before the buffers go.
 #[derive(Debug)]
-struct Lane {
-    context: ExecutionContext,
-    input: Arc<DeviceBuffer<f32>>,
-    output: Arc<DeviceBuffer<f32>>,
-    stream: Arc<Stream>,
+pub(crate) struct Lane {
+    pub(crate) context: ExecutionContext,
+    pub(crate) input: Arc<DeviceBuffer<f32>>,
+    pub(crate) output: Arc<DeviceBuffer<f32>>,
+    pub(crate) stream: Arc<Stream>,
     /// The input of a run with fewer images than the plan takes.
     padded: Vec<f32>,
 }
@@ -172,6 +172,18 @@ impl Loaded {
         }
         lease.whole = true;
         Ok(())
+    }
+
+    /// Lends buffers, context and stream to whoever fills the input on the GPU and takes the output there. The work must
+    /// have waited for the stream when it returns; after an error the lane is given up.
+    pub(crate) fn with_lane<T, E: From<TensorRtError>>(
+        &self,
+        work: impl FnOnce(&mut Lane) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut lease = self.lease()?;
+        let value = work(lease.lane.as_mut().ok_or(TensorRtError::Closed)?)?;
+        lease.whole = true;
+        Ok(value)
     }
 
     /// An idle lane, a new one, or the next that is given back.

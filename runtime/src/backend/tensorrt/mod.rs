@@ -29,6 +29,7 @@ pub use kept::Kept;
 pub use key::{
     Compatible, ComputeCapability, Gpus, InputShape, MAX_BATCH, MAX_SIDE, PlanKey, Precision,
 };
+pub(crate) use loaded::Lane;
 pub use loaded::Loaded;
 pub use store::{CalibrationEntry, FOLDER, Found, PlanRecord, PlanStore, SealEntry, StoredPlan};
 

@@ -1,15 +1,9 @@
 //! Streams on the GPU against the same streams on the CPU. The GPU is the fake driver with the real
 //! kernels on the CPU, and a fake TensorRT that runs the smallest network for real.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use conceptseg_tensorrt_fakes::Fakes;
-
-use crate::backend::tensorrt::{GpuOptions, Places, Precision};
-use crate::backend::{self, BackendKind, BackendOptions};
-use crate::bundle::{Bundle, BundleWriter, Codebook};
-use crate::cuda::kernels::SOURCE;
+use crate::cuda::testing::Pair;
 use crate::embed::Model;
 use crate::frame::FrameView;
 use crate::labels::LabelMap;
@@ -19,51 +13,7 @@ use crate::stream::{FrameResult, StreamConfig, StreamState};
 
 const SIZE: (u32, u32) = (192, 128);
 
-/// One bundle, on the CPU and on the fake GPU.
-struct Pair {
-    // Before the libraries that it uses.
-    gpu: Arc<Model>,
-    cpu: Arc<Model>,
-    fakes: Fakes,
-    _bundle: tempfile::TempDir,
-}
-
 impl Pair {
-    /// Nothing where kernels cannot be compiled for the CPU.
-    fn new(cpu_fallback: bool) -> Option<Self> {
-        let fakes = Fakes::new("10.15");
-        fakes.add_kernels(SOURCE)?;
-        let dir = tempfile::tempdir().unwrap();
-        let onnx = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tiny.onnx");
-        let vectors =
-            (0..16 * 32).map(|i| ((i * 7919 % 1021) as f32 - 510.0) / 510.0).collect::<Vec<f32>>();
-        let unit = vectors.chunks(32).flat_map(|row| {
-            let length = row.iter().map(|x| x * x).sum::<f32>().sqrt();
-            row.iter().map(move |x| x / length)
-        });
-        let codebook = Codebook::new(16, 32, unit.collect()).unwrap();
-        BundleWriter::new("tiny", 8, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-            .write(dir.path(), Path::new(onnx), &codebook)
-            .unwrap();
-        let cpu = Model::open(dir.path(), &BackendOptions::new(BackendKind::Rten, 1)).unwrap();
-        let bundle = Bundle::open(dir.path()).unwrap();
-        let driver = Some(fakes.folder.path().join("libcuda.so.1"));
-        let places = Places { driver, search: fakes.search() };
-        let options = GpuOptions { precision: Precision::Fp32, cpu_fallback, ..GpuOptions::FIRST };
-        let entry = &bundle.manifest.embedder;
-        let names = (entry.input.as_str(), entry.output.as_str());
-        let backend = backend::open_on_gpu(
-            &bundle.embedder_path(),
-            names,
-            backend::Cpu { threads: 1, precision: None },
-            options,
-            places,
-        )
-        .unwrap();
-        let gpu = Model::with_backend(bundle, backend);
-        Some(Self { gpu, cpu, fakes, _bundle: dir })
-    }
-
     fn streams(&self, config: &StreamConfig) -> (StreamState, StreamState) {
         let new = |model: &Arc<Model>| StreamState::new(Arc::clone(model), config.clone());
         (new(&self.gpu), new(&self.cpu))

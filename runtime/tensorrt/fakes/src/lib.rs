@@ -64,6 +64,46 @@ impl Fake {
         Self::load(to)
     }
 
+    /// The controls of a copy that this process may have loaded already.
+    pub fn open(path: &Path) -> Self {
+        Self::load(path)
+    }
+
+    /// Memory on the fake GPU that belongs to a context of somebody else, with these bytes (fake driver only).
+    pub fn foreign_memory(&self, bytes: &[u8]) -> u64 {
+        // SAFETY: the signature is that in the fake's source; device memory is host memory of that length.
+        unsafe {
+            let memory = self.0.get::<extern "C" fn(usize) -> u64>("fake_foreign_memory").unwrap();
+            let address = memory(bytes.len().max(1));
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len());
+            address
+        }
+    }
+
+    /// Frees what [`Fake::foreign_memory`] gave.
+    pub fn free(&self, address: u64) {
+        // SAFETY: the signature is that in the fake's source.
+        unsafe { self.0.get::<extern "C" fn(u64)>("fake_free").unwrap()(address) };
+    }
+
+    /// An image of EGL whose planes lie at these addresses, with these distances between rows; its handle. `hidden`
+    /// planes are CUDA arrays, as those of a Jetson's decoder (fake driver only).
+    pub fn egl_image(
+        &self,
+        (width, height): (u32, u32),
+        planes: &[(u64, usize)],
+        hidden: bool,
+    ) -> u64 {
+        type Make = unsafe extern "C" fn(u32, u32, u32, usize, *const u64, *const usize) -> u64;
+        let (addresses, pitches): (Vec<u64>, Vec<usize>) = planes.iter().copied().unzip();
+        // SAFETY: the signature is that in the fake's source; both lists have that many elements.
+        unsafe {
+            let make = self.0.get::<Make>("fake_egl_image").unwrap();
+            let (addresses, pitches) = (addresses.as_ptr(), pitches.as_ptr());
+            make(u32::from(!hidden), width, height, planes.len(), addresses, pitches)
+        }
+    }
+
     /// Changes a setting. In the fake driver the name of a call sets what it answers, and `CALL:breaks` the number of
     /// the call that breaks the context. For child processes there are `FAKE_CUDA` and `FAKE_TENSORRT`
     /// (`name=value,name=value`), and `FAKE_TENSORRT_CALLS`, a file that gets the calls.
@@ -146,6 +186,15 @@ impl Fakes {
     /// reason, where there is no C++ compiler.
     pub fn add_kernels(&self, source: &str) -> Option<CString> {
         add_kernels(self.folder.path(), source)
+    }
+
+    /// Adds what GStreamer's CUDA elements and NVIDIA's own look for beside the driver: a `libnvcuvid` that decodes
+    /// nothing, and a `libnvbufsurface`.
+    pub fn add_media_libraries(&self) {
+        let path = |name: &str| self.folder.path().join(name);
+        fs::copy(path("libcuda.so.1"), path("libnvcuvid.so.1")).unwrap();
+        fs::copy(compile::fake("nvbufsurface.rs", None, false), path("libnvbufsurface.so"))
+            .unwrap();
     }
 
     /// Where to look for TensorRT.

@@ -53,6 +53,9 @@ functions! {
     host_free = "cuMemFreeHost": fn(*mut c_void);
     to_device = "cuMemcpyHtoDAsync_v2": fn(u64, *const c_void, usize, *mut c_void);
     to_host = "cuMemcpyDtoHAsync_v2": fn(*mut c_void, u64, usize, *mut c_void);
+    pointer_attributes = "cuPointerGetAttributes": fn(c_uint, *const c_int, *const *mut c_void, u64);
+    copy_2d = "cuMemcpy2DAsync_v2": fn(*const super::foreign::Copy2d, *mut c_void);
+    copy_peer = "cuMemcpy3DPeerAsync": fn(*const super::foreign::CopyPeer, *mut c_void);
     stream_create = "cuStreamCreate": fn(*mut *mut c_void, c_uint);
     stream_destroy = "cuStreamDestroy_v2": fn(*mut c_void);
     stream_synchronize = "cuStreamSynchronize": fn(*mut c_void);
@@ -83,7 +86,7 @@ struct Inner {
     functions: Functions,
     path: PathBuf,
     /// Never closed: the driver keeps threads of its own.
-    _library: ManuallyDrop<libloading::Library>,
+    library: ManuallyDrop<libloading::Library>,
 }
 
 /// The opened and initialised CUDA driver. Cloning is cheap.
@@ -122,7 +125,7 @@ impl Driver {
     fn initialise(library: libloading::Library, path: PathBuf) -> Result<Self, CudaError> {
         let library = ManuallyDrop::new(library);
         let functions = Functions::find(&library)?;
-        let driver = Self(Arc::new(Inner { functions, path, _library: library }));
+        let driver = Self(Arc::new(Inner { functions, path, library: library }));
         // SAFETY: `cuInit` may be called at any time, and again; 0 is the only value of its flags.
         driver.check("cuInit", unsafe { (driver.functions().init)(0) })?;
         Ok(driver)
@@ -156,6 +159,16 @@ impl Driver {
         // SAFETY: `count` takes one int.
         self.check("cuDeviceGetCount", unsafe { (self.functions().device_count)(&raw mut count) })?;
         Ok(u32::try_from(count).unwrap_or(0))
+    }
+
+    /// A function that only some drivers have.
+    ///
+    /// # Safety
+    /// `F` is the function's type.
+    pub(super) unsafe fn optional<F: Copy>(&self, symbol: &'static str) -> Result<F, CudaError> {
+        // SAFETY: the caller's; the library is never closed.
+        let function = unsafe { self.0.library.get::<F>(symbol.as_bytes()) };
+        function.map(|function| *function).map_err(|_| CudaError::MissingSymbol { symbol })
     }
 
     /// The same for all drivers that were opened from one library.

@@ -6,6 +6,7 @@
 //! can be used through the `unsafe` methods of [`ExecutionContext`](crate::ExecutionContext).
 
 mod driver;
+mod foreign;
 mod graph;
 mod memory;
 mod module;
@@ -19,6 +20,7 @@ use thiserror::Error;
 
 pub use driver::Driver;
 use driver::Functions;
+pub use foreign::{EglFrame, ForeignRows};
 pub use graph::Graph;
 pub use memory::{DeviceBuffer, PinnedBuffer};
 pub use module::{Arg, Function, Module};
@@ -130,6 +132,32 @@ pub enum CudaError {
     TooLarge {
         /// Elements asked for.
         elements: usize,
+    },
+    /// Memory of somebody else that is not where it is said to be.
+    #[error(
+        "the {bytes} bytes at GPU address {address:#x} lie in no allocation that the driver knows"
+    )]
+    NotAllocated {
+        /// Where they begin.
+        address: u64,
+        /// How many there should be.
+        bytes: usize,
+    },
+    /// Rows that do not fit into a buffer.
+    #[error("{rows} rows of {row} bytes do not fit into a device buffer of {device}")]
+    Rows {
+        /// Bytes of a row.
+        row: usize,
+        /// Number of rows.
+        rows: usize,
+        /// Bytes of the buffer.
+        device: usize,
+    },
+    /// An image of EGL that is not laid out as was expected.
+    #[error("the EGL image cannot be read by CUDA: {reason}")]
+    EglImage {
+        /// What is wrong with it.
+        reason: String,
     },
     /// A stream, event and buffer that belong to different GPUs.
     #[error("a stream of GPU {stream} was given to an object of GPU {object}")]
@@ -300,6 +328,11 @@ impl Context {
         let answer = unsafe { (self.functions().device_memory)(&raw mut bytes, self.device) };
         self.check("cuDeviceTotalMem", answer)?;
         Ok(bytes)
+    }
+
+    /// The `CUcontext`.
+    fn raw(&self) -> *mut std::ffi::c_void {
+        self.raw
     }
 
     fn functions(&self) -> &Functions {

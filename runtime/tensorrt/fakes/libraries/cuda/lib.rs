@@ -5,11 +5,12 @@
 //! objects that are gone are refused. Kernels run on the CPU, from `kernels.so` in the folder of this file.
 #![allow(clippy::all, unsafe_op_in_unsafe_fn, non_snake_case)]
 
+mod foreign;
 mod memory;
 mod module;
 mod work;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::sync::{Mutex, MutexGuard};
@@ -37,6 +38,10 @@ pub struct State {
     pinned: BTreeMap<u64, Block>,
     objects: BTreeMap<u64, Object>,
     functions: BTreeMap<u64, Function>,
+    images: BTreeMap<u64, foreign::Image>,
+    arrays: BTreeMap<u64, foreign::Array>,
+    /// Images that are registered.
+    resources: BTreeMap<u64, u64>,
     /// Primary contexts that are retained.
     retained: i64,
     /// What every call answers since the context broke.
@@ -51,6 +56,9 @@ static STATE: Mutex<State> = Mutex::new(State {
     pinned: BTreeMap::new(),
     objects: BTreeMap::new(),
     functions: BTreeMap::new(),
+    images: BTreeMap::new(),
+    arrays: BTreeMap::new(),
+    resources: BTreeMap::new(),
     retained: 0,
     sticky: 0,
     handles: 0,
@@ -58,6 +66,8 @@ static STATE: Mutex<State> = Mutex::new(State {
 
 thread_local! {
     static CURRENT: Cell<P> = const { Cell::new(std::ptr::null_mut()) };
+    /// Contexts below the current one.
+    static BELOW: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
 fn state() -> MutexGuard<'static, State> {
@@ -137,11 +147,11 @@ unsafe extern "C" fn fake_set(name: *const c_char, value: i64) {
 extern "C" fn fake_take_calls() -> *mut c_char {
     CString::new(std::mem::take(&mut state().calls).join("\n")).unwrap().into_raw()
 }
-/// Memory, streams, events, modules, graphs and retained contexts.
+/// Memory, streams, events, modules, graphs, registered images and retained contexts.
 #[unsafe(no_mangle)]
 extern "C" fn fake_live_objects() -> i64 {
     let state = state();
-    state.retained + (state.objects.len() + state.memory.len() + state.pinned.len()) as i64
+    state.retained + (state.resources.len() + state.objects.len() + state.memory.len() + state.pinned.len()) as i64
 }
 
 // ---- driver and devices ----
@@ -197,12 +207,13 @@ unsafe extern "C" fn cuDeviceGetCount(count: *mut i32) -> i32 {
 }
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuDeviceGet(device: *mut i32, ordinal: i32) -> i32 {
-    *device = ordinal + 10;
+    // Other than the ordinal, so that a mix-up shows; GStreamer takes them for the same.
+    *device = ordinal + state().setting("device_base", 10) as i32;
     0
 }
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuDeviceGetName(name: *mut c_char, length: i32, device: i32) -> i32 {
-    let text = format!("Fake GPU {}\0", device - 10);
+    let text = format!("Fake GPU {}\0", i64::from(device) - state().setting("device_base", 10));
     assert!(text.len() <= length as usize);
     std::ptr::copy_nonoverlapping(text.as_ptr().cast(), name, text.len());
     0
@@ -212,6 +223,9 @@ unsafe extern "C" fn cuDeviceGetAttribute(value: *mut i32, attribute: i32, _devi
     *value = match attribute {
         75 => state().setting("compute_major", 8) as i32,
         76 => state().setting("compute_minor", 7) as i32,
+        // What GStreamer asks for: alignment of textures and of their pitch, unified addresses.
+        14 | 51 => 512,
+        41 => 1,
         _ => return 1,
     };
     0
@@ -230,7 +244,7 @@ unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut P, device: i32) -> i
     let answer = state.call("cuDevicePrimaryCtxRetain");
     if answer == 0 {
         state.retained += 1;
-        *context = (device as usize * 0x1000) as P;
+        *context = ((device as usize + 1) * 0x1000) as P;
     }
     answer
 }
@@ -248,7 +262,10 @@ extern "C" fn cuDevicePrimaryCtxReset_v2(_device: i32) -> i32 {
     if answer == 0 {
         state.objects.clear();
         state.functions.clear();
-        for block in std::mem::take(&mut state.memory).into_values() {
+        let (own, others) =
+            std::mem::take(&mut state.memory).into_iter().partition(|(_, block)| is_primary(block.owner));
+        state.memory = others;
+        for block in BTreeMap::into_values(own) {
             block.free();
         }
         for block in std::mem::take(&mut state.pinned).into_values() {
@@ -261,4 +278,34 @@ extern "C" fn cuDevicePrimaryCtxReset_v2(_device: i32) -> i32 {
 extern "C" fn cuCtxSetCurrent(context: P) -> i32 {
     CURRENT.set(context);
     state().sticky
+}
+
+/// Primary contexts have round numbers, others those of [`State::handle`].
+fn is_primary(context: u64) -> bool {
+    context % 0x1000 == 0
+}
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuCtxCreate_v2(context: *mut P, _flags: u32, _device: i32) -> i32 {
+    let handle = state().handle() as P;
+    *context = handle;
+    cuCtxPushCurrent_v2(handle)
+}
+#[unsafe(no_mangle)]
+extern "C" fn cuCtxDestroy_v2(_context: P) -> i32 {
+    0
+}
+#[unsafe(no_mangle)]
+extern "C" fn cuCtxPushCurrent_v2(context: P) -> i32 {
+    let below = CURRENT.replace(context);
+    BELOW.with_borrow_mut(|contexts| contexts.push(below as usize));
+    0
+}
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuCtxPopCurrent_v2(context: *mut P) -> i32 {
+    let Some(below) = BELOW.with_borrow_mut(Vec::pop) else { return 201 };
+    let popped = CURRENT.replace(below as P);
+    if !context.is_null() {
+        *context = popped;
+    }
+    0
 }

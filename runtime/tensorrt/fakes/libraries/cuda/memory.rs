@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::c_void;
 
 use crate::work::{self, Work};
-use crate::{P, State, fatal, state};
+use crate::{CURRENT, P, State, fatal, state};
 
 /// Bytes before and after each allocation that nobody may write. Allocations begin at multiples of 256, as the driver's.
 const GUARD: usize = 256;
@@ -14,17 +14,19 @@ static UNTOUCHED: [u8; GUARD] = [0xA7; GUARD];
 pub struct Block {
     start: u64,
     pub bytes: usize,
+    /// The context in which it was allocated.
+    pub owner: u64,
 }
 
 impl Block {
-    fn new(bytes: usize) -> Self {
+    pub fn new(bytes: usize) -> Self {
         unsafe {
             let start = std::alloc::alloc(Self::layout(bytes));
             // Filled, so that memory that is read before it is written is noticed.
             start.write_bytes(0xCD, bytes + 2 * GUARD);
             start.write_bytes(UNTOUCHED[0], GUARD);
             start.add(GUARD + bytes).write_bytes(UNTOUCHED[0], GUARD);
-            Self { start: start as u64, bytes }
+            Self { start: start as u64, bytes, owner: CURRENT.get() as u64 }
         }
     }
 
@@ -32,7 +34,7 @@ impl Block {
         Layout::from_size_align(bytes + 2 * GUARD, 256).unwrap()
     }
 
-    fn address(&self) -> u64 {
+    pub fn address(&self) -> u64 {
         self.start + GUARD as u64
     }
 
@@ -65,6 +67,14 @@ impl State {
         contains(&self.pinned, address, bytes)
     }
 
+    /// The memory that an address lies in: of a device, or page-locked.
+    pub fn block_at(&self, address: u64) -> Option<(u64, &Block)> {
+        [&self.memory, &self.pinned].into_iter().find_map(|blocks| {
+            let (&start, block) = blocks.range(..=address).next_back()?;
+            (address < start + block.bytes as u64).then_some((start, block))
+        })
+    }
+
     /// Ends the process if memory outside of the buffers was written.
     pub fn check_guards(&self, who: &str) {
         self.memory.values().chain(self.pinned.values()).for_each(|block| block.check(who));
@@ -93,7 +103,7 @@ extern "C" fn cuMemFree_v2(address: u64) -> i32 {
     answer
 }
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cuMemHostAlloc(address: *mut P, bytes: usize, flags: u32) -> i32 {
+pub unsafe extern "C" fn cuMemHostAlloc(address: *mut P, bytes: usize, flags: u32) -> i32 {
     assert!(bytes > 0 && flags == 0);
     let mut state = state();
     let answer = state.outside_capture("cuMemHostAlloc");

@@ -26,6 +26,8 @@ impl Drop for HostCall {
 #[derive(Clone)]
 pub enum Work {
     Copy { to: u64, from: u64, bytes: usize },
+    /// Rows: address and distance on both sides, bytes of a row, number of rows.
+    Rows { to: (u64, usize), from: (u64, usize), row: usize, rows: usize },
     Set { address: u64, value: u8, bytes: usize },
     Launch(Arc<Launch>),
     Host(Arc<HostCall>),
@@ -97,6 +99,12 @@ impl State {
         if answer == 0 && self.is_capturing(capturing) { self.invalidate(capturing) } else { answer }
     }
 
+    /// Whether no stream has work left.
+    pub fn idle(&self) -> bool {
+        let waits = |object: &Object| matches!(object, Object::Stream(stream) if !stream.queue.is_empty());
+        !self.objects.values().any(waits)
+    }
+
     pub fn enqueue(&mut self, stream: P, work: Work) -> i32 {
         let Some(stream) = self.stream(stream) else { return 400 };
         match &mut stream.capture {
@@ -125,6 +133,7 @@ fn finish(stream: u64) {
             Work::Copy { to, from, bytes } => unsafe {
                 std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes);
             },
+            Work::Rows { to, from, row, rows } => unsafe { copy_rows(to, from, row, rows) },
             Work::Set { address, value, bytes } => unsafe {
                 std::ptr::write_bytes(address as *mut u8, value, bytes);
             },
@@ -146,6 +155,13 @@ fn finish(stream: u64) {
     drop(doing);
 }
 
+pub unsafe fn copy_rows(to: (u64, usize), from: (u64, usize), row: usize, rows: usize) {
+    for y in 0..rows {
+        let (to, from) = (to.0 + (y * to.1) as u64, from.0 + (y * from.1) as u64);
+        std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, row);
+    }
+}
+
 pub fn finish_all() {
     let streams: Vec<u64> = state().objects.keys().copied().collect();
     streams.into_iter().for_each(finish);
@@ -163,7 +179,7 @@ extern "C" fn enqueue_host(stream: P, run: extern "C" fn(P), data: P, free: exte
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuStreamCreate(stream: *mut P, flags: u32) -> i32 {
-    assert_eq!(flags, 1);
+    assert!(flags <= 1);
     let mut state = state();
     let answer = state.current("cuStreamCreate");
     if answer == 0 {
@@ -174,6 +190,10 @@ unsafe extern "C" fn cuStreamCreate(stream: *mut P, flags: u32) -> i32 {
         state.objects.insert(address, Object::Stream(new));
     }
     answer
+}
+#[unsafe(no_mangle)]
+extern "C" fn cuStreamDestroy(stream: P) -> i32 {
+    cuStreamDestroy_v2(stream)
 }
 #[unsafe(no_mangle)]
 extern "C" fn cuStreamDestroy_v2(stream: P) -> i32 {
