@@ -112,7 +112,7 @@ pub(super) fn with_frame<T>(
     see: impl FnOnce(&DeviceFrame<'_>) -> T,
 ) -> Result<T, String> {
     let map = buffer.map_readable().map_err(|e| e.to_string())?;
-    let (bytes, pointer) = (map.len(), map.as_ptr().cast::<Surface>().cast_mut());
+    let (bytes, pointer) = (map.len(), map.as_ptr().cast_mut().cast::<c_void>().cast::<Surface>());
     if bytes < size_of::<Surface>() || !pointer.is_aligned() {
         return Err(format!(
             "it holds {bytes} bytes that are no NvBufSurface; JetPack 5 or later, or DeepStream, is needed"

@@ -135,7 +135,7 @@ impl FrameEmbedder {
         self.prepare(frame, size)?;
         let preprocess = began.elapsed();
         self.embed()?;
-        Ok(EmbedTimes { preprocess, network: began.elapsed() - preprocess })
+        Ok(EmbedTimes { preprocess, network: began.elapsed().saturating_sub(preprocess) })
     }
 
     /// Embeds a frame that is on the GPU already. Nothing where the model does not run on a GPU, or not

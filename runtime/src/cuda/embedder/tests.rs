@@ -78,7 +78,9 @@ impl Picture {
 }
 
 fn free(pair: &Pair, planes: &[DevicePlane]) {
-    planes.iter().for_each(|plane| pair.fakes.cuda.free(plane.address));
+    for plane in planes {
+        pair.fakes.cuda.free(plane.address);
+    }
 }
 
 fn embedders(pair: &Pair) -> (FrameEmbedder, FrameEmbedder) {

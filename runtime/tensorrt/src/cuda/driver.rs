@@ -125,7 +125,7 @@ impl Driver {
     fn initialise(library: libloading::Library, path: PathBuf) -> Result<Self, CudaError> {
         let library = ManuallyDrop::new(library);
         let functions = Functions::find(&library)?;
-        let driver = Self(Arc::new(Inner { functions, path, library: library }));
+        let driver = Self(Arc::new(Inner { functions, path, library }));
         // SAFETY: `cuInit` may be called at any time, and again; 0 is the only value of its flags.
         driver.check("cuInit", unsafe { (driver.functions().init)(0) })?;
         Ok(driver)
