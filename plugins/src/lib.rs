@@ -24,6 +24,7 @@ mod live;
 pub mod maskpropagate;
 pub mod meta;
 mod models;
+mod refusal;
 mod settings;
 mod stats;
 mod video;
