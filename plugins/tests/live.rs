@@ -385,6 +385,6 @@ fn a_new_bundle_on_a_live_stream_costs_no_frame_and_a_bad_one_no_result() {
     }
     let names = found.lock().unwrap();
     let mut names = names.iter().skip_while(|name| name.is_none());
-    assert!(names.all(|name| name.is_some()), "a frame has no result");
+    assert!(names.all(Option::is_some), "a frame has no result");
     assert!(arrived.iter().skip_while(|frame| frame.age.is_none()).all(|f| f.age.is_some()));
 }
