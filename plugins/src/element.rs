@@ -126,6 +126,9 @@ macro_rules! object_methods {
             self.parent_constructed();
             // Dropping whole frames because one was late would lose their masks.
             gst_base::prelude::BaseTransformExt::set_qos(&*self.obj(), false);
+            $crate::refusal::explain(gst_base::prelude::BaseTransformExtManual::sink_pad(
+                &*self.obj(),
+            ));
         }
     };
 }

@@ -25,6 +25,7 @@ mod live;
 pub mod maskpropagate;
 pub mod meta;
 mod models;
+mod refusal;
 mod settings;
 mod stats;
 mod video;

@@ -2,6 +2,9 @@
 
 mod common;
 
+use std::process::Command;
+
+use common::programs::with_plugin;
 use common::{Fixture, error_text, frame, harness, mask_buffer};
 use gst::glib;
 use gst::prelude::*;
@@ -61,15 +64,69 @@ fn caps_that_are_not_supported_do_not_link_and_in_mid_stream_end_it() {
     assert!(refused.message().contains("could not link"), "{refused}");
     gst::parse::launch(&line("videoconvert !")).unwrap();
 
-    let (mut harness, _bus) = harness(&fixture.element(), CAPS);
+    let (mut harness, bus) = harness(&fixture.element(), CAPS);
     harness.push_and_pull(frame(CAPS, 0)).unwrap();
     let strange = CAPS.replace("RGB", "ARGB64");
     harness.set_src_caps(strange.parse().unwrap());
     assert_eq!(harness.push(frame(&strange, 1)), Err(gst::FlowError::NotNegotiated));
+    let text = error_text(&bus).unwrap();
+    assert!(text.contains("format ARGB64") && text.contains("videoconvert"), "{text}");
     // A stream that comes back to what it was goes on.
     harness.set_src_caps(CAPS.parse().unwrap());
     let output = harness.push_and_pull(frame(CAPS, 2)).unwrap();
     assert!(Analysis::from_buffer(&output).unwrap().is_some());
+}
+
+#[test]
+fn every_element_says_why_it_refuses_caps_in_mid_stream() {
+    let fixture = Fixture::new();
+    let wide = CAPS.replace("width=64", "width=20000");
+    let coded = "image/jpeg,width=64,height=64";
+    for name in
+        ["conceptembed", "conceptlabel", "maskpropagate", "conceptoverlay", "conceptmonitor"]
+    {
+        let element = if name == "conceptembed" {
+            fixture.make(name)
+        } else {
+            gst::ElementFactory::make(name).build().unwrap()
+        };
+        let (mut harness, bus) = harness(&element, CAPS);
+        harness.push_and_pull(frame(CAPS, 0)).unwrap();
+        assert_eq!(error_text(&bus), None);
+        for (caps, way_out) in [(wide.as_str(), "videoscale"), (coded, "decodebin")] {
+            harness.set_src_caps(caps.parse().unwrap());
+            assert_eq!(harness.push(frame(CAPS, 1)), Err(gst::FlowError::NotNegotiated));
+            // Once for the event, and once more for the frame, before which it is sent again.
+            let text = std::iter::from_fn(|| error_text(&bus)).last().unwrap();
+            assert!(text.contains(way_out) && text.contains(element.name().as_str()), "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_frame_that_there_is_no_memory_for_is_an_error_with_the_reason() {
+    let fixture = Fixture::new();
+    let line = format!(
+        "videotestsrc num-buffers=2 pattern=black ! video/x-raw,format=GRAY8,width=16384,height=16384 \
+         ! conceptseg bundle={} backend=rten threads=1 short-side=64 draw=0 ! fakesink",
+        fixture.bundle().display()
+    );
+    // The frame takes 268 MB, what is made of it 1,342 MB more.
+    for gigabytes in ["1.2", "1.5", "1.8"] {
+        let bytes = gigabytes.parse::<f64>().unwrap() * 1e9;
+        let mut program = Command::new("prlimit");
+        program.arg(format!("--as={bytes}")).args(["timeout", "60", "gst-launch-1.0"]);
+        program.args(line.split_whitespace());
+        let Some(mut program) = with_plugin(&fixture, program) else { return };
+        let Ok(output) = program.output() else {
+            println!("skipped: prlimit is not installed");
+            return;
+        };
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{gigabytes} GB: {text}");
+        assert!(text.contains("there is no memory for"), "{gigabytes} GB: {text}");
+        assert!(text.contains("use smaller frames"), "{gigabytes} GB: {text}");
+    }
 }
 
 #[test]

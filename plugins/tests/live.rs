@@ -317,3 +317,74 @@ fn a_paused_stream_goes_on() {
     assert!(paused < 40 && arrived.len() >= 38, "{paused} {}", arrived.len());
     assert!(arrived[paused..].iter().any(|a| a.age.is_some()));
 }
+
+#[test]
+fn a_new_bundle_on_a_live_stream_costs_no_frame_and_a_bad_one_no_result() {
+    let fixture = Fixture::new();
+    let other = fixture.write_bundle("other", "new");
+    let element = fixture.element();
+    element.set_property_from_str("late-policy", "skip");
+    let line = Line::new(
+        "videotestsrc is-live=true pattern=ball \
+         ! video/x-raw,format=NV12,width=96,height=72,framerate=30/1",
+        element,
+        false,
+    );
+    // Before the element the times of frames, behind it the names of what was found too.
+    let sent = Arc::<Mutex<Vec<gst::ClockTime>>>::default();
+    let list = Arc::clone(&sent);
+    line.element.static_pad("sink").unwrap().add_probe(
+        gst::PadProbeType::BUFFER,
+        move |_, info| {
+            list.lock().unwrap().extend(info.buffer().and_then(|buffer| buffer.pts()));
+            gst::PadProbeReturn::Ok
+        },
+    );
+    let found = Arc::<Mutex<Vec<Option<String>>>>::default();
+    let list = Arc::clone(&found);
+    line.element.static_pad("src").unwrap().add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        if let Some(buffer) = info.buffer() {
+            let analysis = Analysis::from_buffer(buffer).unwrap();
+            list.lock().unwrap().push(analysis.and_then(|a| a.summary().first()?.name.clone()));
+        }
+        gst::PadProbeReturn::Ok
+    });
+    let wait_for = |prefix: &str| {
+        let begin = std::time::Instant::now();
+        while !found
+            .lock()
+            .unwrap()
+            .last()
+            .is_some_and(|name| name.as_deref().is_some_and(|name| name.starts_with(prefix)))
+        {
+            assert!(begin.elapsed().as_secs() < 60, "nothing of {prefix}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+
+    line.pipeline.set_state(gst::State::Playing).unwrap();
+    wait_for("c");
+    line.element.set_property_from_str("bundle", other.to_str().unwrap());
+    wait_for("new");
+    line.element.set_property_from_str("bundle", "/nonexistent/b");
+    let bus = line.pipeline.bus().unwrap();
+    let wait = gst::ClockTime::from_seconds(60);
+    assert!(bus.timed_pop_filtered(wait, &[gst::MessageType::Warning]).is_some());
+    let before = line.arrived().len();
+    line.wait_for_frames(before + 10);
+    line.pipeline.send_event(gst::event::Eos::new());
+    line.wait_for_end();
+
+    let (sent, arrived) = (sent.lock().unwrap(), line.arrived());
+    assert_eq!(*sent, arrived.iter().map(|frame| frame.pts).collect::<Vec<_>>());
+    let step = gst::ClockTime::SECOND / 30;
+    for pair in sent.windows(2) {
+        let gap = pair[1] - pair[0];
+        // Rounded to nanoseconds.
+        assert!(gap >= step && gap <= step + gst::ClockTime::from_nseconds(1), "{pair:?}");
+    }
+    let names = found.lock().unwrap();
+    let mut names = names.iter().skip_while(|name| name.is_none());
+    assert!(names.all(Option::is_some), "a frame has no result");
+    assert!(arrived.iter().skip_while(|frame| frame.age.is_none()).all(|f| f.age.is_some()));
+}

@@ -31,31 +31,56 @@ fn check(output: &Output) {
     assert!(lines[0].ends_with("instance in the middle 9"), "{text}");
 }
 
-#[test]
-fn the_reader_in_c_finds_the_results() {
-    let fixture = Fixture::new();
-    let flags =
-        Command::new("pkg-config").args(["--cflags", "--libs", "gstreamer-video-1.0"]).output();
+/// Builds an example in C with these packages, or says what is missing.
+fn compiled(fixture: &Fixture, name: &str, packages: &[&str]) -> Option<Command> {
+    let flags = Command::new("pkg-config").args(["--cflags", "--libs"]).args(packages).output();
     let Ok(flags) = flags else {
         println!("skipped: pkg-config is not installed");
-        return;
+        return None;
     };
+    if !flags.status.success() {
+        println!("skipped: {}", String::from_utf8_lossy(&flags.stderr));
+        return None;
+    }
     let flags = String::from_utf8(flags.stdout).unwrap();
-    let program = fixture.path("read_results");
+    let program = fixture.path(name);
     let compiler = Command::new("cc")
         .args(["-Wall", "-Werror"])
-        .arg(example("read_results.c"))
+        .arg(example(&format!("{name}.c")))
         .args(flags.split_whitespace())
         .arg("-o")
         .arg(&program)
         .output();
     let Ok(compiler) = compiler else {
         println!("skipped: there is no C compiler");
-        return;
+        return None;
     };
     assert!(compiler.status.success(), "{}", String::from_utf8_lossy(&compiler.stderr));
-    if let Some(output) = read(&fixture, Command::new(program)) {
+    Some(Command::new(program))
+}
+
+#[test]
+fn the_reader_in_c_finds_the_results() {
+    let fixture = Fixture::new();
+    let Some(reader) = compiled(&fixture, "read_results", &["gstreamer-video-1.0"]) else { return };
+    if let Some(output) = read(&fixture, reader) {
         check(&output);
+    }
+}
+
+#[test]
+fn the_reader_of_the_frameworks_own_metadata_finds_the_masks() {
+    let fixture = Fixture::new();
+    let packages = ["gstreamer-video-1.0", "gstreamer-analytics-1.0 >= 1.26"];
+    let Some(reader) = compiled(&fixture, "read_segmentation", &packages) else { return };
+    let Some(output) = read(&fixture, reader) else { return };
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text} {}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(text.lines().count(), 3, "{text}");
+    for line in text.lines() {
+        assert!(line.contains("[GRAY16_LE 96x72 at 0,0 of 96x72, regions"), "{text}");
+        assert!(line.contains("[GRAY8 96x72 at 0,0 of 96x72, regions 0 3 9,"), "{text}");
+        assert_eq!(line.matches(", 0 pixels of others]").count(), 2, "{text}");
     }
 }
 

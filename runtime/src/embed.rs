@@ -14,6 +14,7 @@ use crate::backend::{self, Backend, BackendError, BackendOptions, Images, Output
 use crate::bundle::{Bundle, BundleError, Codebook, SizeRule};
 use crate::cuda::CudaPathError;
 use crate::frame::FrameError;
+use crate::memory::{self, OutOfMemory};
 use batch::Batcher;
 
 /// How far an embedding's length may be from 1. Rounding in 16-bit floats stays below a tenth of it.
@@ -90,6 +91,9 @@ pub enum EmbedError {
         "the network panicked on the batch that the frame was part of; the log of the process says where"
     )]
     Panicked,
+    /// There is no memory for the embeddings.
+    #[error(transparent)]
+    Memory(#[from] OutOfMemory),
 }
 
 impl EmbedError {
@@ -292,6 +296,7 @@ impl Model {
     ) -> Result<(), EmbedError> {
         let stride = self.stride();
         (out.height, out.width, out.dim, out.stride) = (height, width, dim, stride);
+        memory::reserve(&mut out.data, dim * height * width, "the embeddings")?;
         out.data.resize(dim * height * width, 0.0);
         transpose(channels, dim, &mut out.data);
         match first_not_unit(&out.data, dim) {

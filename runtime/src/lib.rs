@@ -50,6 +50,7 @@ pub mod files;
 pub mod frame;
 pub mod http;
 pub mod labels;
+pub mod memory;
 pub mod metrics;
 pub mod monitor;
 pub mod onnx;

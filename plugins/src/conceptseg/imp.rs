@@ -12,7 +12,7 @@ use crate::conceptmetasink::{self, ConceptMetaSink};
 use crate::conceptoverlay::{self, ConceptOverlay};
 use crate::element::{self, element_methods};
 use crate::maskpropagate::{self, MaskPropagate};
-use crate::{gpu, video};
+use crate::{gpu, refusal, video};
 
 static CAT: LazyLock<gst::DebugCategory> =
     LazyLock::new(|| element::category("conceptseg", "Concept labelling and mask propagation"));
@@ -106,7 +106,12 @@ impl ConceptSeg {
                 }
                 None => gst::GhostPad::builder_with_target(&pad)?,
             };
-            bin.add_pad(&ghost.name(name).build())?;
+            let ghost = ghost.name(name).build();
+            if name == "sink" {
+                // It refuses what the first element inside would, which does not see it then.
+                refusal::explain(ghost.upcast_ref());
+            }
+            bin.add_pad(&ghost)?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use conceptseg::bundle::Mark;
 use conceptseg::concepts::ConceptMap;
 use conceptseg::labels::MAX_SIDE;
+use conceptseg::memory;
 use conceptseg::propagate::{InstanceStat, MaskMap};
 use conceptseg::results::ConceptRecord;
 use gst_video::VideoMeta;
@@ -126,7 +127,8 @@ impl Analysis {
     /// `out.instances` is left empty. Returns `false` where there is none.
     ///
     /// # Errors
-    /// [`MetaError::Damaged`] where the map is shorter than its size says.
+    /// [`MetaError::Damaged`] where the map is shorter than its size says, [`MetaError::Memory`] where
+    /// there is no memory for the copy.
     pub fn read_masks(
         &self,
         width: u32,
@@ -144,7 +146,8 @@ impl Analysis {
     /// `out.segments` and `out.segment_list` are left empty. Returns `false` where there is none.
     ///
     /// # Errors
-    /// [`MetaError::Damaged`] where the map is shorter than its size says.
+    /// [`MetaError::Damaged`] where the map is shorter than its size says, [`MetaError::Memory`] where
+    /// there is no memory for the copy.
     pub fn read_concepts(
         &self,
         width: u32,
@@ -198,7 +201,7 @@ impl Analysis {
             )));
         }
         out.clear();
-        out.reserve(width as usize * height as usize);
+        memory::reserve(out, width as usize * height as usize, "a copy of a map")?;
         for y in 0..height {
             let start = offset + nearest(y, height, map_height) * stride;
             let (values, _) = map[start..start + row].as_chunks::<N>();

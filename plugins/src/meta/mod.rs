@@ -30,9 +30,12 @@
 //! no change: a reader scales them to its own frame ([`Analysis::read_masks`],
 //! [`Analysis::read_concepts`]). Transformations that announce another geometry drop them.
 
+use conceptseg::memory::OutOfMemory;
+
 mod analysis;
 mod analytics;
 mod embedding;
+mod lists;
 mod parts;
 mod segments;
 mod shelf;
@@ -60,6 +63,9 @@ pub enum MetaError {
         "the metadata on the buffer is damaged: {0}; it has to be as the elements of conceptseg attached it"
     )]
     Damaged(String),
+    /// There is no memory for a copy of a map.
+    #[error(transparent)]
+    Memory(#[from] OutOfMemory),
 }
 
 /// Makes the metadata known to the framework. Called when the plugin is loaded; programs that

@@ -1,15 +1,17 @@
-//! Results as they are attached: made once, attached to every frame that shows them.
+//! Results as they are attached: maps are made once and shared by every frame that shows them.
 
 use std::collections::BTreeSet;
 
-use conceptseg::bundle::{ConceptNames, Mark};
-use conceptseg::concepts::ConceptMap;
+use conceptseg::bundle::ConceptNames;
+use conceptseg::concepts::{ConceptMap, ConceptSegment};
+use conceptseg::memory;
 use conceptseg::overlay::given_color;
-use conceptseg::propagate::MaskMap;
-use conceptseg::results::summarize_concepts;
+use conceptseg::propagate::{InstanceStat, MaskMap};
+use conceptseg::results::{ConceptRecord, summarize_concepts};
 use gst_video::{VideoFormat, VideoFrameFlags, VideoMeta};
 
 use super::analytics::{self, Regions};
+use super::lists;
 use super::source::to_structure;
 use super::{Age, MetaError, NAME, Shelf, Source};
 
@@ -19,8 +21,9 @@ pub struct ConceptPart {
     /// The frame.
     pub source: Source,
     map: gst::Buffer,
-    segments: gst::Array,
-    summary: gst::Array,
+    segments: Vec<ConceptSegment>,
+    /// With the colours that people gave.
+    summary: Vec<(ConceptRecord, Option<[u8; 3]>)>,
     /// The values that occur in the map.
     ids: Vec<u32>,
 }
@@ -29,20 +32,23 @@ impl ConceptPart {
     /// Takes the pixels of a map, and leaves memory of the shelf in their place.
     ///
     /// # Errors
-    /// [`MetaError::Attach`] where there is no memory for it.
+    /// [`MetaError::Attach`] where the framework refuses.
     pub fn new(
         map: &mut ConceptMap,
         names: &ConceptNames,
         source: Source,
         shelf: &Shelf<u16>,
     ) -> Result<Self, MetaError> {
-        let (segments, summary) = (segments(map), summary(map, names));
+        let records = summarize_concepts(map, names).into_iter();
+        let summary = records.map(|record| (given_color(names, record.id), record));
+        let summary = summary.map(|(color, record)| (record, color)).collect();
         let ids: BTreeSet<u32> = map.segment_list.iter().map(|s| u32::from(s.concept)).collect();
         let mut pixels = std::mem::replace(&mut map.concepts, shelf.take());
         for id in &mut pixels {
             *id = id.to_le();
         }
         let pixels = described(shelf.buffer(pixels), VideoFormat::Gray16Le, map.width, map.height)?;
+        let segments = map.segment_list.clone();
         Ok(Self { source, map: pixels, segments, summary, ids: ids.into_iter().collect() })
     }
 
@@ -53,8 +59,8 @@ impl ConceptPart {
     pub fn attach(&self, buffer: &mut gst::BufferRef, age: Age) -> Result<(), MetaError> {
         with_results(buffer, &self.source, |fields| {
             fields.set("concepts", &self.map);
-            fields.set("segments", &self.segments);
-            fields.set("summary", &self.summary);
+            fields.set("segments", lists::segments(&self.segments));
+            fields.set("summary", lists::summary(&self.summary));
             fields.set("concepts-source", to_structure(&self.source, age));
         })?;
         let size = (self.source.width, self.source.height);
@@ -69,7 +75,7 @@ pub struct MaskPart {
     /// The frame.
     pub source: Source,
     map: gst::Buffer,
-    instances: gst::Array,
+    instances: Vec<InstanceStat>,
     /// The values that occur in the map, with background.
     ids: Vec<u32>,
 }
@@ -78,14 +84,16 @@ impl MaskPart {
     /// Copies a map.
     ///
     /// # Errors
-    /// [`MetaError::Attach`] where there is no memory for it.
+    /// [`MetaError::Memory`] where there is no memory for it, [`MetaError::Attach`] where the
+    /// framework refuses.
     pub fn new(map: &MaskMap, source: Source, shelf: &Shelf<u8>) -> Result<Self, MetaError> {
         let mut pixels = shelf.take();
+        memory::reserve(&mut pixels, map.labels.len(), "a copy of the masks")?;
         pixels.extend_from_slice(&map.labels);
         let pixels = described(shelf.buffer(pixels), VideoFormat::Gray8, map.width, map.height)?;
         let seen = map.instances.iter().filter(|instance| instance.area > 0);
         let ids = std::iter::once(0).chain(seen.map(|instance| u32::from(instance.id))).collect();
-        Ok(Self { source, map: pixels, instances: instances(map), ids })
+        Ok(Self { source, map: pixels, instances: map.instances.clone(), ids })
     }
 
     /// Attaches the masks to `buffer`, beside other results.
@@ -95,7 +103,7 @@ impl MaskPart {
     pub fn attach(&self, buffer: &mut gst::BufferRef, age: Age) -> Result<(), MetaError> {
         with_results(buffer, &self.source, |fields| {
             fields.set("masks", &self.map);
-            fields.set("instances", &self.instances);
+            fields.set("instances", lists::instances(&self.instances));
             fields.set("masks-source", to_structure(&self.source, age));
         })?;
         let size = (self.source.width, self.source.height);
@@ -135,45 +143,4 @@ fn described(
         .map_err(|_| gst::glib::bool_error!("rows of {} pixels are too long", width))?;
     VideoMeta::add_full(new, VideoFrameFlags::empty(), format, width, height, &[0], &[stride])?;
     Ok(buffer)
-}
-
-fn instances(map: &MaskMap) -> gst::Array {
-    gst::Array::new(map.instances.iter().map(|i| {
-        boxed("instance", i.area, i.bbox)
-            .field("id", u32::from(i.id))
-            .field("confidence", f64::from(i.confidence))
-            .build()
-    }))
-}
-
-fn segments(map: &ConceptMap) -> gst::Array {
-    gst::Array::new(map.segment_list.iter().map(|s| {
-        boxed("segment", s.area, s.bbox)
-            .field("concept", u32::from(s.concept))
-            .field("similarity", f64::from(s.similarity))
-            .build()
-    }))
-}
-
-fn boxed(name: &str, area: u32, [x, y, width, height]: [u32; 4]) -> gst::structure::Builder {
-    gst::Structure::builder(name)
-        .field("area", area)
-        .field("x", x)
-        .field("y", y)
-        .field("width", width)
-        .field("height", height)
-}
-
-fn summary(map: &ConceptMap, names: &ConceptNames) -> gst::Array {
-    gst::Array::new(summarize_concepts(map, names).into_iter().map(|record| {
-        let color = given_color(names, record.id);
-        gst::Structure::builder("concept")
-            .field("id", u32::from(record.id))
-            .field("area", record.area)
-            .field("similarity", record.similarity)
-            .field_if_some("name", record.name)
-            .field_if_some("mark", record.mark.map(Mark::as_str))
-            .field_if_some("color", color.map(|[r, g, b]| u32::from_be_bytes([0, r, g, b])))
-            .build()
-    }))
 }

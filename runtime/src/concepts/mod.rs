@@ -11,6 +11,7 @@ pub(crate) mod merge;
 
 use crate::bundle::Codebook;
 use crate::embed::EmbeddingMap;
+use crate::memory::{self, OutOfMemory};
 use crate::upsample::Upsampler;
 use kmeans::Clusters;
 use merge::{ClusterConcept, MAX_SEGMENTS, Merger};
@@ -114,6 +115,9 @@ pub enum ConceptError {
         /// Height asked for.
         height: u32,
     },
+    /// There is no memory for the maps.
+    #[error(transparent)]
+    Memory(#[from] OutOfMemory),
 }
 
 /// Labels frames with concepts; keeps its scratch, so that frames of one size allocate
@@ -156,6 +160,10 @@ impl ConceptLabeler {
         if out_w == 0 || out_h == 0 {
             return Err(ConceptError::Size { width: out_w, height: out_h });
         }
+        let pixels = out_w as usize * out_h as usize;
+        memory::reserve(&mut self.pixels, pixels, "the clusters of a frame")?;
+        memory::reserve(&mut out.concepts, pixels, "the concept map")?;
+        memory::reserve(&mut out.segments, pixels, "the map of segments")?;
         let EmbeddingMap { height, width, dim, ref data, .. } = *embedding;
         self.clusters.run(data, (height, width, dim), config.grid, config.iterations);
 

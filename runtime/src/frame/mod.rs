@@ -16,6 +16,8 @@ pub use preprocess::{Normalization, Preprocessor, network_size};
 
 use std::fmt;
 
+use crate::memory::OutOfMemory;
+
 /// Largest accepted width or height of a frame in pixels.
 pub const MAX_SIDE: u32 = 16_384;
 
@@ -88,6 +90,9 @@ pub enum FrameError {
         /// What the library said.
         reason: String,
     },
+    /// There is no memory for the input of the network.
+    #[error(transparent)]
+    Memory(#[from] OutOfMemory),
 }
 
 /// Memory layout of a pixel. The names follow `GStreamer`'s video formats.

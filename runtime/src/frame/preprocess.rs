@@ -13,6 +13,7 @@ use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resize
 use super::color::YuvToRgb;
 use super::strided::StridedView;
 use super::{FrameError, FrameView, MAX_SIDE, PixelFormat, Plane};
+use crate::memory;
 
 /// Smallest and largest short side that [`network_size`] answers.
 const SHORT_SIDE: (u32, u32) = (8, 4096);
@@ -74,7 +75,8 @@ impl Preprocessor {
     /// `[3, h, w]` tensor in RGB order into `out`.
     ///
     /// # Errors
-    /// [`FrameError::Size`] when `w` or `h` is 0 or above [`MAX_SIDE`].
+    /// [`FrameError::Size`] when `w` or `h` is 0 or above [`MAX_SIDE`], [`FrameError::Memory`] when
+    /// there is no memory for it.
     pub fn run(
         &mut self,
         frame: &FrameView<'_>,
@@ -86,6 +88,7 @@ impl Preprocessor {
             return Err(FrameError::Size { width: w, height: h });
         }
         let count = w as usize * h as usize;
+        memory::reserve(out, 3 * count, "the input of the network")?;
         out.resize(3 * count, 0.0);
         let whole = (1, 1);
         match frame.format {
@@ -171,7 +174,9 @@ impl Preprocessor {
         let source = StridedView::<P>::new(plane, width, height)
             .ok_or_else(|| refused(format!("plane {index} is too short")))?;
         let scratch = &mut self.planes[scratch];
-        scratch.resize(w as usize * h as usize * P::size(), 0);
+        let bytes = w as usize * h as usize * P::size();
+        memory::reserve(scratch, bytes, "the frame at the size of the network")?;
+        scratch.resize(bytes, 0);
         let mut target =
             TypedImage::<P>::from_buffer(w, h, scratch).map_err(|e| refused(e.to_string()))?;
         let options = ResizeOptions::new()

@@ -2,6 +2,7 @@
 
 use super::Protocol;
 use crate::labels::LabelMap;
+use crate::memory::{self, OutOfMemory};
 use crate::upsample::Upsampler;
 
 /// An instance whose soft label is below this everywhere has left the view. Scaling its
@@ -137,7 +138,7 @@ impl MaskWriter {
         protocol: Protocol,
         (out_w, out_h): (u32, u32),
         out: &mut MaskMap,
-    ) {
+    ) -> Result<(), OutOfMemory> {
         let (cells, channels) = (height * width, ids.len() + 1);
         self.planes.resize(cells * channels, 0.0);
         for (channel, plane) in self.planes.chunks_exact_mut(cells).enumerate() {
@@ -149,6 +150,9 @@ impl MaskWriter {
             Protocol::TimeCycle | Protocol::Dino => (height * stride, width * stride),
             Protocol::Crw => (out_h as usize, out_w as usize),
         };
+        memory::reserve(&mut self.network, network.0 * network.1, "the masks")?;
+        let pixels = out_w as usize * out_h as usize;
+        memory::reserve(&mut out.labels, pixels, "the masks at the size of the frame")?;
         self.affine.clear();
         if protocol == Protocol::Dino {
             self.upsampler.extremes(&self.planes, grid, network, &mut self.minmax);
@@ -194,6 +198,7 @@ impl MaskWriter {
                 instance.confidence = mean.clamp(0.0, 1.0);
             }
         }
+        Ok(())
     }
 
     /// Which cells each channel wins, by the same scaled scores as the mask.
@@ -230,7 +235,9 @@ mod tests {
     fn write(instance: &[f32], size: (u32, u32)) -> MaskMap {
         let labels: Vec<f32> = instance.iter().flat_map(|&v| [1.0 - v, v]).collect();
         let mut out = MaskMap::default();
-        MaskWriter::default().write(&labels, (2, 4, 2), &[5], Protocol::Dino, size, &mut out);
+        MaskWriter::default()
+            .write(&labels, (2, 4, 2), &[5], Protocol::Dino, size, &mut out)
+            .unwrap();
         out
     }
 

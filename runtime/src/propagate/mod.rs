@@ -30,6 +30,7 @@ pub use track::{MaskChange, MaskTrack};
 
 use crate::embed::EmbeddingMap;
 use crate::labels::LabelMap;
+use crate::memory::OutOfMemory;
 use affinity::Affinity;
 use masks::MaskWriter;
 use memory::{ContextFrame, ContextMemory};
@@ -229,6 +230,9 @@ pub enum PropagateError {
     /// A frame came before the first mask.
     #[error("no mask was given yet; start the propagation with the first frame and its mask")]
     NotStarted,
+    /// There is no memory for the masks.
+    #[error(transparent)]
+    Memory(#[from] OutOfMemory),
 }
 
 /// Carries instance masks from frame to frame.
@@ -313,7 +317,8 @@ impl Propagator {
     ///
     /// # Errors
     /// [`PropagateError::NotStarted`], or [`PropagateError::Grid`] when the frame size
-    /// changed; the state is as before then.
+    /// changed; the state is as before then. [`PropagateError::Memory`] when there is no memory for
+    /// the masks, and the frame is left out.
     pub fn step(
         &mut self,
         embedding: &EmbeddingMap,
@@ -344,8 +349,9 @@ impl Propagator {
         );
         let grid = (state.height, state.width, state.stride);
         let (protocol, size) = (self.config.protocol, (out_w, out_h));
-        state.writer.write(&current.labels, grid, &state.ids, protocol, size, out);
+        let written = state.writer.write(&current.labels, grid, &state.ids, protocol, size, out);
         state.memory.current = current;
+        written?;
         state.memory.advance();
         Ok(())
     }
