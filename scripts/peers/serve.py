@@ -24,7 +24,7 @@ def serve(description, run, check=None, grow=None):
         elif word == "check" and check:
             # With an open file NumPy adds no ending to the name.
             with open(rest, "wb") as file:
-                np.save(file, check())
+                np.save(file, np.ascontiguousarray(check()))
             answer({"written": rest})
         elif word == "grow" and grow:
             grow(int(rest))
