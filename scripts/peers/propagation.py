@@ -67,6 +67,19 @@ def masks(labels, grid, ids, size):
     return network[nearest(size[0], network.shape[0])][:, nearest(size[1], network.shape[1])]
 
 
+def best(scores, count):
+    """Columns and values of the highest of each row, from the highest; spoils `scores`. A few rounds
+    of argmax take a twentieth of the time of argpartition."""
+    rows = np.arange(len(scores))
+    columns = np.empty((len(scores), count), np.int64)
+    values = np.empty((len(scores), count), np.float32)
+    for index in range(count):
+        columns[:, index] = found = scores.argmax(axis=1)
+        values[:, index] = scores[rows, found]
+        scores[rows, found] = -np.inf
+    return columns, values
+
+
 class Windowed:
     """The search in NumPy, a tile of cells at a time, never more than a tile's window in memory."""
 
@@ -83,7 +96,7 @@ class Windowed:
                       for x in range(0, self.grid[1], self.TILE)]
 
     def tile(self, y, x):
-        """Slices of a tile and of its window, and where a cell of it does not see a cell of that."""
+        """Slices of a tile and of its window; -inf where a cell of it does not see a cell of that."""
         height, width = self.grid
         cells = (slice(y, min(y + self.TILE, height)), slice(x, min(x + self.TILE, width)))
         window = (slice(max(y - RADIUS, 0), min(y + self.TILE + RADIUS, height)),
@@ -94,7 +107,9 @@ class Windowed:
             far.append(np.abs(a[:, None] - b) > RADIUS)
         hidden = far[0][:, None, :, None] | far[1][None, :, None, :]
         count = hidden.shape[0] * hidden.shape[1]
-        return cells, window, hidden.reshape(count, -1)
+        # To be added to scores, which takes a tenth of the time that assigning by a mask takes.
+        bias = np.where(hidden.reshape(count, -1), -np.inf, 0).astype(np.float32)
+        return cells, window, bias
 
     def step(self, embedding):
         context = [self.first, *self.latest]
@@ -102,15 +117,15 @@ class Windowed:
         features = np.stack([frame for frame, _ in context])
         values = np.stack([labels for _, labels in context]).reshape(len(context), *self.grid, channels)
         labels = np.empty((*self.grid, channels), np.float32)
-        for cells, window, hidden in self.tiles:
+        for cells, window, bias in self.tiles:
             here = embedding[cells]
             seen = features[:, *window].reshape(-1, self.dim)
             scores = here.reshape(-1, self.dim) @ seen.T
-            scores.reshape(len(scores), len(context), -1)[np.broadcast_to(
-                hidden[:, None], (len(scores), len(context), hidden.shape[1]))] = -np.inf
-            kept = np.argpartition(scores, -TOPK, axis=1)[:, -TOPK:]
-            score = np.take_along_axis(scores, kept, 1)
-            weight = np.exp((score - score.max(1, keepdims=True)) / TEMPERATURE)
+            # In place: the view has one axis for the frames.
+            frames = scores.reshape(len(scores), len(context), -1)
+            frames += bias[:, None]
+            kept, score = best(scores, TOPK)
+            weight = np.exp((score - score[:, :1]) / TEMPERATURE)
             weight /= weight.sum(1, keepdims=True)
             given = values[:, *window].reshape(-1, channels)[kept]
             labels[cells] = np.einsum("nk,nkc->nc", weight, given).reshape(*here.shape[:2], channels)
