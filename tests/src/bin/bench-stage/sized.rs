@@ -118,9 +118,11 @@ impl Contestant {
                 masks: MaskMap::default(),
                 steps: 0,
             };
-            stream.propagator.start(first, &self.mask)?;
-            // The context is full afterwards.
-            (0..self.args.context).try_for_each(|_| stream.carry(&self.maps, &self.mask))?;
+            if self.args.what != What::Concepts {
+                stream.propagator.start(first, &self.mask)?;
+                // The context is full afterwards.
+                (0..self.args.context).try_for_each(|_| stream.carry(&self.maps, &self.mask))?;
+            }
             self.streams.push(stream);
         }
         Ok(())
@@ -184,18 +186,28 @@ impl Stage for Contestant {
     }
 }
 
-/// Smooth embeddings that move with time: every channel is a wave of its own length and direction.
+/// Embeddings that move with time: every channel is a wave of its own length and direction, with noise, without which
+/// the clustering would be done after a round or two at some sizes.
 fn waves([height, width]: [usize; 2], time: usize) -> EmbeddingMap {
     let mut data = Vec::with_capacity(height * width * DIM);
     for y in 0..height {
         for x in 0..width {
+            let number = ((time * height + y) * width + x) as u32;
             let (y, x) = (y as f32 / height as f32, x as f32 / height as f32);
-            let cell =
-                spread(|k| 8.0 * (y * (1.7 * k).sin() + x * (2.3 * k).cos()) + 0.1 * time as f32);
-            data.extend_from_slice(&cell);
+            data.extend_from_slice(&spread(|k| {
+                let wave = 8.0 * (y * (1.7 * k).sin() + x * (2.3 * k).cos());
+                wave + 0.1 * time as f32 + noise(number.wrapping_mul(DIM as u32) + k as u32)
+            }));
         }
     }
     EmbeddingMap { height, width, dim: DIM, stride: STRIDE, data }
+}
+
+/// A number in 0..1 that looks random.
+fn noise(number: u32) -> f32 {
+    let mixed = (number ^ (number >> 15)).wrapping_mul(0x2c1b_3c6d);
+    let mixed = (mixed ^ (mixed >> 12)).wrapping_mul(0x297a_2d39);
+    (mixed >> 8) as f32 / (1 << 24) as f32
 }
 
 fn codebook(concepts: usize) -> Result<Codebook> {
