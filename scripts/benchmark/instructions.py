@@ -29,7 +29,8 @@ COLLECTED = re.compile(r"Collected : (\d+)")
 SIZED = {
     "preprocess": ["preprocess"],
     "concepts": ["concepts"],
-    "propagation": ["propagation"],
+    # Smaller, because filling the context is counted too, and takes the longest.
+    "propagation": ["propagation", "--height", 240, "--width", 428, "--context", 2],
     "J and F": ["scores"],
 }
 SEGMENTS = ["--scale", "300", "--sigma", "0.8", "--min-size", "400"]

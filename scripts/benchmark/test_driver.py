@@ -219,10 +219,9 @@ class Instructions(unittest.TestCase):
             with self.assertRaisesRegex(SetupError, "cannot be read.*--update"):
                 instructions.read(file)
 
-    def test_every_stage_has_a_kept_count(self):
-        kept, compiler = instructions.read()
-        self.assertEqual(sorted(kept), sorted(instructions.commands("stage", "segments", "image")))
-        self.assertTrue(compiler)
+    def test_only_stages_that_exist_are_kept(self):
+        kept, _ = instructions.read()
+        self.assertLessEqual(set(kept), set(instructions.commands("stage", "segments", "image")))
 
 
 class Growth(unittest.TestCase):
