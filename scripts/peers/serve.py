@@ -22,9 +22,10 @@ def serve(description, run, check=None, grow=None):
             run()
             answer({"seconds": time.perf_counter() - begun, "parts": {}})
         elif word == "check" and check:
+            result = np.ascontiguousarray(check())
             # With an open file NumPy adds no ending to the name.
             with open(rest, "wb") as file:
-                np.save(file, np.ascontiguousarray(check()))
+                np.save(file, result)
             answer({"written": rest})
         elif word == "grow" and grow:
             grow(int(rest))
