@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / "third_party/bench"
 PYTHON = HOME / "bin/python"
 PACKAGES = [
+    "matplotlib==3.11.2",
     "numpy==2.4.6",
     "onnxruntime==1.32.0",
     "opencv-python-headless==5.0.0.93",
@@ -23,7 +24,7 @@ PACKAGES = [
     "scikit-learn==1.9.1",
     "scipy==1.17.1",
 ]
-TORCH = ["torch==2.11.0"]
+TORCH = ["torch==2.11.0", "safetensors==0.8.0"]
 
 
 class SetupError(Exception):
@@ -41,8 +42,12 @@ def run(command, what, **options):
 
 
 def make_peers(with_torch, note):
-    """The environment of the peers; does nothing where all is there in these versions."""
-    wanted = PACKAGES + (TORCH if with_torch else [])
+    """The environment of the peers."""
+    install(PACKAGES + (TORCH if with_torch else []), note)
+
+
+def install(wanted, note):
+    """Brings packages into the environment; does nothing where all are there in these versions."""
     if not PYTHON.exists():
         note("making the environment third_party/bench")
         venv.create(HOME, with_pip=True)
@@ -68,6 +73,13 @@ def library_of_torch():
     """Folder of libtorch that the trainer is built with, or none."""
     folder = Path(os.environ.get("LIBTORCH", ROOT / "third_party/libtorch"))
     return folder if (folder / "lib").is_dir() else None
+
+
+def example_of_trainer(name):
+    """The executable of an example of the trainer, or none without libtorch."""
+    if not library_of_torch():
+        return None
+    return build("conceptseg-train", "--example", name)[name]
 
 
 def shared(relative):

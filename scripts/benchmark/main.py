@@ -7,21 +7,21 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
-from . import page
+from . import growth, instructions, page
 from .arrays import ArrayError
 from .contest import ContestError
 from .environment import (
     ROOT,
     SetupError,
     build,
-    library_of_torch,
+    example_of_trainer,
     machine,
     make_peers,
     note,
     run,
     shared,
 )
-from .rows import FRAME_SIZE, ROWS, SIZES, Setting
+from .rows import FRAME_SIZE, NEED_TORCH, ROWS, SIZES, Setting
 
 # Photographs that the segments row takes at most.
 MAX_IMAGES = 6
@@ -56,7 +56,26 @@ def parser():
         help="folder of JPEG files for the segments; without it the tests' data, or else a "
         "generated scene",
     )
+    out.add_argument(
+        "--growth",
+        action="store_true",
+        help="instead of the rows: how the cost of our stages grows with what they are given",
+    )
+    out.add_argument(
+        "--check",
+        action="store_true",
+        help="instead of the rows: count the instructions of the hot stages (with valgrind), and "
+        "fail where they are over 3 %% more than those that were kept",
+    )
+    out.add_argument(
+        "--update", action="store_true", help="with --check: keep the counts that are found"
+    )
     return out
+
+
+def rows_of(args):
+    """Names of the rows that are asked for, else of all that can be run."""
+    return args.only or [name for name in ROWS if args.with_torch or name not in NEED_TORCH]
 
 
 def images_of(folder):
@@ -76,14 +95,12 @@ def masks_of(inputs):
 
 def prepare(args, work):
     """Everything that the rows need."""
-    names = args.only or list(ROWS)
+    names = rows_of(args)
     make_peers(args.with_torch, note)
     note("building the release profile")
     stage = build("conceptseg-tests", "--bin", "bench-stage")["bench-stage"]
-    segments = None
-    if "segments" in names and library_of_torch():
-        example = "bench_segments"
-        segments = build("conceptseg-train", "--example", example)[example]
+    segments = example_of_trainer("bench_segments") if "segments" in names else None
+    training_input = example_of_trainer("bench_input") if "training-input" in names else None
     note("making the inputs")
     inputs = work / "inputs"
     sizes = ",".join([*SIZES, FRAME_SIZE])
@@ -100,18 +117,23 @@ def prepare(args, work):
         masks=args.masks or masks_of(inputs),
         images=images_of(photographs),
         segments=segments,
+        training_input=training_input,
         note=note,
     )
+
+
+def spoken_command():
+    return shlex.join(["scripts/bench", *sys.argv[1:]])
 
 
 def compare(args):
     """Runs the rows; the outcomes of those that could be run, and whether all could."""
     outcomes, complete = {}, True
     where = machine()
-    command = shlex.join(["scripts/bench", *sys.argv[1:]])
+    command = spoken_command()
     with tempfile.TemporaryDirectory(prefix="conceptseg-bench-") as folder:
         setting = prepare(args, Path(folder))
-        for name in args.only or ROWS:
+        for name in rows_of(args):
             setting.note = lambda text, name=name: note(f"{name}: {text}")
             try:
                 outcome = ROWS[name](setting)
@@ -131,13 +153,20 @@ def main():
     args = arguments.parse_args()
     if args.runs is not None and args.runs < 1:
         arguments.error("--runs is at least 1")
+    if args.update and not args.check:
+        arguments.error("--update goes with --check")
     try:
+        if args.check:
+            with tempfile.TemporaryDirectory(prefix="conceptseg-bench-") as folder:
+                return 0 if instructions.check(Path(folder), args.update) else 1
+        if args.growth:
+            return 0 if growth.grow(args.runs, args.quick, spoken_command()) else 1
         outcomes, complete = compare(args)
         if outcomes:
             print(page.summary(outcomes))
         if outcomes and not args.quick:
             page.write(outcomes, list(ROWS))
-    except (SetupError, page.PageError) as error:
+    except (SetupError, ContestError, page.PageError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     return 0 if complete else 1

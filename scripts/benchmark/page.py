@@ -105,6 +105,13 @@ def kept():
     return {name: Outcome.from_json(value) for name, value in json.loads(KEPT.read_text()).items()}
 
 
+def replace(path, text):
+    """Writes the file so that it is never there in part."""
+    temporary = Path(f"{path}.new")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
 def write(outcomes, order):
     """Keeps the outcomes beside older ones of other rows and brings the page up to date."""
     found = kept() | outcomes
@@ -116,6 +123,4 @@ def write(outcomes, order):
     KEPT.parent.mkdir(exist_ok=True)
     kept_text = json.dumps({n: o.to_json() for n, o in everything.items()}, indent=1) + "\n"
     for path, text in [(KEPT, kept_text), (PLOT, plot(everything)), (PAGE, page)]:
-        temporary = Path(f"{path}.new")
-        temporary.write_text(text)
-        temporary.replace(path)
+        replace(path, text)

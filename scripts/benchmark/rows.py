@@ -23,6 +23,12 @@ LABEL_AGREEMENT = 0.9999
 # The frame is resized by Pillow there and by ours here, which differ by rounding.
 COLD_AGREEMENT = 0.99
 FIGURE_TOLERANCE = 1e-9
+NO_TRAINER = "the trainer needs libtorch; run scripts/setup-libtorch, or choose other rows with --only"
+# As the recipe of the edge preset has it.
+TRAINING = ["--batch", 8, "--crop", 160, "--short-side", 240]
+TRAINING_IMAGES = 48
+# Augmentations are random: of as many values the mean and the spread are alike.
+RANDOM_TOLERANCE = 0.4
 SEGMENTS = ["--scale", "300", "--sigma", "0.8", "--min-size", "400"]
 
 
@@ -41,6 +47,7 @@ class Setting:
     masks: tuple
     images: list
     segments: Path | None
+    training_input: Path | None
     note: object
 
     def count(self, usual):
@@ -292,9 +299,7 @@ def davis(setting):
 def segments(setting):
     """Pseudo segments by the method of Felzenszwalb and Huttenlocher."""
     if setting.segments is None:
-        raise ContestError(
-            "the trainer needs libtorch; run scripts/setup-libtorch, or choose other rows with --only"
-        )
+        raise ContestError(NO_TRAINER)
     outcome = Outcome()
     images = ["--images", ",".join(map(str, setting.images)), *SEGMENTS]
     contestants = [
@@ -376,6 +381,60 @@ def memory(setting):
     return outcome
 
 
+def training_input(setting):
+    """From JPEG files to batches of augmented views with pseudo segments."""
+    if setting.training_input is None:
+        raise ContestError(NO_TRAINER)
+    outcome = Outcome()
+    # More of the photographs than the segments need: a batch has each image once.
+    files = sorted(setting.images[0].parent.glob("*.jpg"))[:TRAINING_IMAGES]
+    for threads in thread_counts():
+        of_both = ["--images", ",".join(map(str, files)), *TRAINING, "--threads", threads]
+        of_both += ["--batches", threads * (2 if setting.quick else 4)]
+        peer = setting.peer("training_input.py", *of_both)
+        contestants = [
+            Contestant("ours", [setting.training_input, *of_both], threads, ours=True),
+            Contestant("Python, pool of processes", peer, threads, goal=3.0),
+        ]
+        if setting.with_torch:
+            command = [*peer, "--way", "torch"]
+            contestants.append(Contestant("PyTorch DataLoader", command, threads, goal=3.0))
+        what = f"number, mean and standard deviation of the values with {spoken(threads)}"
+        check = check_values(setting, outcome, RANDOM_TOLERANCE, what)
+        results = timed_in_turns(contestants, setting.count(7), check, setting.note)
+        compare(outcome, spoken(threads), results)
+    return outcome
+
+
+def training_step(setting):
+    """One step of training, beside PyTorch's, by train/benchmarks/step_time.py."""
+    if not setting.with_torch:
+        raise ContestError("PyTorch is the peer; give --with-torch, or choose other rows with --only")
+    outcome = Outcome()
+    for threads in thread_counts():
+        file = setting.work / f"steps-{threads}.json"
+        rounds, steps = (1, 1) if setting.quick else (setting.runs or 5, 8)
+        command = [PYTHON, ROOT / "train/benchmarks/step_time.py", "--threads", threads]
+        command += ["--rounds", rounds, "--steps", steps, "--json", file]
+        setting.note(f"{spoken(threads)}, {rounds} rounds of {steps} steps")
+        run(command, "step_time.py")
+        found = json.loads(file.read_text())
+        ours, theirs = found["phases"]
+        rows = [
+            [phase, seconds(ours[phase]), seconds(theirs[phase]), f"{theirs[phase] / ours[phase]:.2f}"]
+            for phase in ours
+        ]
+        low, high = (figures.quantile(found["ratios"], share) for share in (0.1, 0.9))
+        ratio = {"median": median(found["ratios"]), "low": low, "high": high}
+        rows.append(["step", *map(seconds, found["steps"]), times(ratio)])
+        head = ["phase", "ours", "PyTorch", "times as long as ours"]
+        outcome.tables.append(Table(spoken(threads), head, rows))
+        what = f"{spoken(threads)}: PyTorch eager"
+        outcome.goals.append(Goal(what, ratio["median"], 1.0, True, "times", low, high))
+    outcome.remarks.append("Losses of the first steps agree to 1e-4; the others are timed.")
+    return outcome
+
+
 ROWS = {
     "network": network,
     "frame": frame,
@@ -383,6 +442,11 @@ ROWS = {
     "concepts": concepts,
     "davis": davis,
     "segments": segments,
+    "training-input": training_input,
+    "training-step": training_step,
     "cold-start": cold_start,
     "memory": memory,
 }
+
+# Rows that are left out without PyTorch unless they are asked for.
+NEED_TORCH = {"training-step"}

@@ -10,8 +10,9 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from . import arrays, figures, page
+from . import arrays, figures, growth, instructions, page
 from .contest import Contestant, ContestError, order, started_in_turns, timed_in_turns
+from .environment import SetupError
 from .outcome import Goal, Outcome, Table, compare, mebibytes, seconds
 
 # A contestant that takes the seconds that it is told and writes the bytes that it is told.
@@ -179,8 +180,68 @@ class Page(unittest.TestCase):
         from .rows import ROWS
 
         text = page.PAGE.read_text()
-        for name in [*ROWS, "summary"]:
+        for name in [*ROWS, "growth", "summary"]:
             page.between(text, name, "")
+
+
+class Instructions(unittest.TestCase):
+    def verdict(self, kept, found):
+        (verdict,) = instructions.judge(kept, {"a": found})
+        return verdict
+
+    def test_three_per_cent_more_are_borne(self):
+        for found in (970, 1000, 1030):
+            verdict = self.verdict({"a": 1000}, found)
+            self.assertEqual((verdict.fine, verdict.words), (True, "as before"))
+
+    def test_more_is_a_slowdown(self):
+        verdict = self.verdict({"a": 1000}, 1031)
+        self.assertFalse(verdict.fine)
+        self.assertEqual(verdict.row(), ["a", "1,000", "1,031", "+3.1%", "**slower**"])
+
+    def test_fewer_are_fine_and_said(self):
+        verdict = self.verdict({"a": 1000}, 900)
+        self.assertTrue(verdict.fine)
+        self.assertIn("faster", verdict.words)
+
+    def test_a_stage_without_a_kept_count_is_not_passed_over(self):
+        verdict = self.verdict({}, 900)
+        self.assertFalse(verdict.fine)
+        self.assertEqual(verdict.row()[1:4], ["–", "900", "–"])
+
+    def test_counts_are_kept_in_a_table(self):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "instructions.toml")
+            self.assertEqual(instructions.read(file), ({}, None))
+            instructions.write({"J and F": 7, "b": 8}, "rustc 1", file)
+            self.assertEqual(instructions.read(file), ({"J and F": 7, "b": 8}, "rustc 1"))
+            file.write_text("stages = 3")
+            with self.assertRaisesRegex(SetupError, "cannot be read.*--update"):
+                instructions.read(file)
+
+    def test_only_stages_that_exist_are_kept(self):
+        kept, _ = instructions.read()
+        self.assertLessEqual(set(kept), set(instructions.commands("stage", "segments", "image")))
+
+
+class Growth(unittest.TestCase):
+    def test_the_exponent_is_that_of_the_power(self):
+        sizes = [1, 2, 4, 8]
+        for power in (0, 0.5, 1, 2):
+            self.assertAlmostEqual(growth.exponent(sizes, [3 * s**power for s in sizes]), power)
+
+    def test_worse_than_linear_in_pixels_is_a_missed_goal(self):
+        curve = growth.Curve("s", "height", [1, 2], True, axis="pixels of a frame", size=growth.pixels)
+        sizes = curve.sizes()
+        for power, fine in ((1.0, True), (1.3, False)):
+            curve.taken = [[size**power] for size in sizes]
+            outcome = growth.outcome_of([curve])
+            self.assertEqual([goal.met() for goal in outcome.goals], [fine])
+            self.assertEqual(len(outcome.remarks), 0 if fine else 1)
+
+    def test_only_pixels_are_bound(self):
+        curve = growth.Curve("s", "streams", [1, 2], axis="streams", taken=[[1], [9]])
+        self.assertEqual(growth.outcome_of([curve]).goals, [])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ mod network;
 mod once;
 mod prepare;
 mod propagation;
+mod sized;
 
 use std::path::PathBuf;
 
@@ -33,6 +34,8 @@ enum Command {
     Backends,
     /// Write the inputs of all contestants.
     Prepare(prepare::Args),
+    /// Write different pictures, without a bundle.
+    Pictures(prepare::PicturesArgs),
     /// The network alone.
     Network(network::Args),
     /// A whole frame: from a JPEG file in memory to a line of metadata.
@@ -45,6 +48,8 @@ enum Command {
     Concepts(Inputs),
     /// J and F of a folder of results.
     Davis(davis::Args),
+    /// A stage alone, on made-up data of any size.
+    Sized(sized::Args),
     /// Label one image and end.
     Once(once::Args),
 }
@@ -77,12 +82,14 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Backends => print_backends(),
         Command::Prepare(args) => prepare::run(&args),
+        Command::Pictures(args) => prepare::pictures(&args),
         Command::Network(args) => serve(network::Contestant::new(&args)?),
         Command::Frame(args) => serve(frames::Contestant::new(&args)?),
         Command::Streams(args) => serve(frames::Streams::new(&args)?),
         Command::Propagation(args) => serve(propagation::Contestant::new(&args.inputs)?),
         Command::Concepts(args) => serve(concepts::Contestant::new(&args.inputs)?),
         Command::Davis(args) => serve(davis::Contestant::new(&args)?),
+        Command::Sized(args) => serve(sized::Contestant::new(args)?),
         Command::Once(args) => once::run(&args),
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use conceptseg::backend::{self, Backend};
+use conceptseg::backend::{self, Backend, Images};
 use conceptseg::bundle::Bundle;
 use conceptseg_tests::bench::Stage;
 use conceptseg_tests::bench::npy::{self, Array};
@@ -43,12 +43,14 @@ impl Stage for Contestant {
     }
 
     fn run(&mut self) -> Result<()> {
-        self.backend.run(&self.input, self.size.0, self.size.1, &mut self.output)?;
+        self.backend.run(Images::one(&self.input, self.size.0, self.size.1), &mut self.output)?;
         Ok(())
     }
 
     fn check(&mut self) -> Result<Array> {
-        let shape = self.backend.run(&self.input, self.size.0, self.size.1, &mut self.output)?;
+        let shape = self
+            .backend
+            .run(Images::one(&self.input, self.size.0, self.size.1), &mut self.output)?;
         Array::new(&[1, shape.dim, shape.height, shape.width], &self.output)
     }
 }

@@ -20,6 +20,7 @@ use conceptseg::files::write_atomic;
 use conceptseg::frame::{FrameView, Normalization, Preprocessor};
 use conceptseg::scene::{Scene, SceneConfig, SceneFrame};
 use conceptseg_tests::bench::npy::Array;
+use image::RgbImage;
 use image::codecs::jpeg::JpegEncoder;
 
 /// Size of the frames.
@@ -59,6 +60,34 @@ pub fn frame_file(inputs: &Path, index: usize) -> PathBuf {
     inputs.join(format!("frames/{index:05}.jpg"))
 }
 
+/// Writes a frame of the scene.
+fn write_frame(inputs: &Path, index: usize, image: &RgbImage) -> Result<()> {
+    write_atomic(&frame_file(inputs, index), |file| {
+        JpegEncoder::new_with_quality(file, QUALITY).encode_image(image).map_err(to_io)
+    })
+    .context("cannot write a frame")
+}
+
+#[derive(Debug, clap::Args)]
+pub struct PicturesArgs {
+    /// Folder for `frames/00000.jpg` and so on.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    #[arg(long)]
+    count: u32,
+}
+
+/// Writes pictures that have nothing in common, for what needs no network.
+pub fn pictures(args: &PicturesArgs) -> Result<()> {
+    let folder = args.out.join("frames");
+    fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    (0..args.count).try_for_each(|seed| {
+        let scene = Scene::new(SceneConfig { width: WIDTH, height: HEIGHT, frames: 1, seed })?;
+        write_frame(&args.out, seed as usize, &scene.frame(0).image)
+    })
+}
+
 pub fn run(args: &Args) -> Result<()> {
     let out = &args.out;
     let [annotations, results] =
@@ -93,10 +122,7 @@ pub fn run(args: &Args) -> Result<()> {
         let name = format!("{index:05}.png");
         labels.write_png(&annotations.join(&name))?;
         scene.frame(index + LATE).labels.write_png(&results.join(&name))?;
-        write_atomic(&frame_file(out, index as usize), |file| {
-            JpegEncoder::new_with_quality(file, QUALITY).encode_image(&image).map_err(to_io)
-        })
-        .context("cannot write a frame")?;
+        write_frame(out, index as usize, &image)?;
         let view = FrameView::rgb(WIDTH, HEIGHT, image.as_raw())?;
         embedder.prepare(&view, InputSize::ShortSide(HEIGHT))?;
         embeddings.extend_from_slice(&embedder.embed()?.data);
