@@ -87,8 +87,8 @@ pub struct Upsampler {
     /// Per quad and channel: the highest corner, `[spans, channels]`.
     ceiling: Vec<f32>,
     candidates: Vec<Candidate>,
-    /// Best score so far along one row of a quad.
-    best: Vec<f32>,
+    /// Best score so far along one row of a quad, and its channel.
+    best: Vec<(f32, u32)>,
 }
 
 impl Upsampler {
@@ -183,7 +183,7 @@ impl Upsampler {
         let (spans, weights) = (&self.x.spans, &self.x.weights);
         self.floor.resize(spans.len(), 0.0);
         self.ceiling.resize(spans.len() * c, 0.0);
-        self.best.resize(out_w, 0.0);
+        self.best.resize(out_w, (0.0, 0));
         for rows in &self.y.spans {
             self.floor.fill(f32::NEG_INFINITY);
             for (channel, plane) in channels.chunks_exact(h * w).take(c).enumerate() {
@@ -267,19 +267,28 @@ fn drop_dominated(candidates: &mut Vec<Candidate>) {
 }
 
 /// Evaluates all candidates along one row of a quad.
-fn contest(candidates: &[Candidate], v: f32, weights: &[f32], best: &mut [f32], out: &mut [u8]) {
+fn contest(
+    candidates: &[Candidate],
+    v: f32,
+    weights: &[f32],
+    best: &mut [(f32, u32)],
+    out: &mut [u8],
+) {
     let best = &mut best[..weights.len()];
-    best.fill(f32::NEG_INFINITY);
-    out.fill(0);
+    best.fill((f32::NEG_INFINITY, 0));
     for candidate in candidates {
         let (left, right) = edge(&candidate.corners, v);
-        for ((&u, best), out) in weights.iter().zip(best.iter_mut()).zip(out.iter_mut()) {
+        let channel = u32::from(candidate.channel);
+        for (&u, (best, winner)) in weights.iter().zip(best.iter_mut()) {
             let value = (1.0 - u) * left + u * right;
-            if value > *best {
-                *best = value;
-                *out = candidate.channel;
-            }
+            // Selections instead of branches, which nobody could foresee.
+            let better = value > *best;
+            *best = if better { value } else { *best };
+            *winner = if better { channel } else { *winner };
         }
+    }
+    for (out, (_, winner)) in out.iter_mut().zip(best) {
+        *out = *winner as u8;
     }
 }
 

@@ -20,6 +20,8 @@ const PLACE: usize = 2;
 pub(crate) struct Clusters {
     /// Channels of a feature: those of the embedding and [`PLACE`].
     channels: usize,
+    /// Cells of a row.
+    width: usize,
     /// Features, `[cells, channels]`.
     features: Vec<f32>,
     /// Length of each feature before it was normalised, `[cells]`.
@@ -95,17 +97,27 @@ impl Clusters {
     /// its length does not change which cluster wins, and without it the score is linear
     /// in embedding and place, so that upsampled scores are the scores of the upsampled
     /// embedding.
-    pub(crate) fn scores(&self, clusters: &[u8], out: &mut Vec<f32>) {
-        out.clear();
-        for &cluster in clusters {
-            let centroid = &self.centroids[usize::from(cluster) * self.channels..][..self.channels];
-            let cells = self.features.chunks_exact(self.channels).zip(&self.lengths);
-            out.extend(cells.map(|(feature, length)| length * dot(feature, centroid)));
+    pub(crate) fn scores(&mut self, clusters: &[u8], out: &mut Vec<f32>) {
+        let channels = self.channels;
+        self.vectors.clear();
+        self.vectors.resize(clusters.len().div_ceil(GROUP) * channels, [0.0; GROUP]);
+        for (i, &cluster) in clusters.iter().enumerate() {
+            let centroid = &self.centroids[usize::from(cluster) * channels..][..channels];
+            put_vector(&mut self.vectors, i, centroid);
         }
+        // Every score is written below.
+        out.resize(clusters.len() * self.lengths.len(), 0.0);
+        pulp::Arch::new().dispatch(Score {
+            packed: &self.packed,
+            vectors: &self.vectors,
+            lengths: &self.lengths,
+            width: self.width,
+            out,
+        });
     }
 
     fn set_features(&mut self, embeddings: &[f32], (height, width, dim): (usize, usize, usize)) {
-        self.channels = dim + PLACE;
+        (self.channels, self.width) = (dim + PLACE, width);
         self.features.clear();
         self.lengths.clear();
         for (cell, embedding) in embeddings.chunks_exact(dim).enumerate() {
@@ -157,10 +169,7 @@ impl Clusters {
         self.vectors.clear();
         self.vectors.resize(self.count.div_ceil(GROUP) * channels, [0.0; GROUP]);
         for (cluster, centroid) in self.centroids.chunks_exact(channels).enumerate() {
-            let group = &mut self.vectors[cluster / GROUP * channels..][..channels];
-            for (channel, value) in group.iter_mut().zip(centroid) {
-                channel[cluster % GROUP] = *value;
-            }
+            put_vector(&mut self.vectors, cluster, centroid);
         }
         pulp::Arch::new().dispatch(Assign {
             packed: &self.packed,
@@ -235,6 +244,51 @@ impl pulp::WithSimd for Assign<'_> {
                 }
             }
         }
+    }
+}
+
+/// Scores of all cells for some centroids.
+struct Score<'a> {
+    packed: &'a PackedRows,
+    vectors: &'a [[f32; GROUP]],
+    lengths: &'a [f32],
+    width: usize,
+    /// `[centroids, cells]`
+    out: &'a mut [f32],
+}
+
+impl pulp::WithSimd for Score<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        let zero: Tile = [[0.0; STRIP]; GROUP];
+        let mut scores = zero;
+        let cells = self.lengths.len();
+        let groups = self.vectors.chunks_exact(self.packed.dim);
+        for (vectors, planes) in groups.zip(self.out.chunks_mut(GROUP * cells)) {
+            for (y, lengths) in self.lengths.chunks_exact(self.width).enumerate() {
+                let row = self.packed.row(y);
+                for (strip, lengths) in lengths.chunks(STRIP).enumerate() {
+                    let first = strip * STRIP;
+                    tile(simd, vectors, row, self.packed.pitch, first, &zero, &mut scores);
+                    for (plane, scores) in planes.chunks_exact_mut(cells).zip(&scores) {
+                        let out = &mut plane[y * self.width + first..][..lengths.len()];
+                        for ((out, score), length) in out.iter_mut().zip(scores).zip(lengths) {
+                            *out = length * score;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Puts a centroid among vectors in the layout of the dot products.
+fn put_vector(vectors: &mut [[f32; GROUP]], index: usize, centroid: &[f32]) {
+    let group = &mut vectors[index / GROUP * centroid.len()..][..centroid.len()];
+    for (channel, value) in group.iter_mut().zip(centroid) {
+        channel[index % GROUP] = *value;
     }
 }
 

@@ -56,11 +56,12 @@ fn scale_of(cells: &[f32]) -> f32 {
 /// Rounds a vector and gives each value to `put` with its channel.
 fn round(cell: &[f32], scale: f32, mut put: impl FnMut(usize, i8)) -> Lengths {
     let (mut whole, mut error) = (0.0, 0.0);
+    let step = 1.0 / scale;
     for (channel, &value) in cell.iter().enumerate() {
         // The cast saturates and rounds towards zero.
         let rounded = (value * scale + 0.5_f32.copysign(value)) as i8;
         put(channel, rounded);
-        let rest = value - f32::from(rounded) / scale;
+        let rest = value - f32::from(rounded) * step;
         whole += value * value;
         error += rest * rest;
     }

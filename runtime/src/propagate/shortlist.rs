@@ -238,12 +238,14 @@ impl Band<'_> {
                         let start = window.origin + group * window.step + strip * STRIP;
                         let bounds = &self.bounds[(y - first) * groups + group];
                         let above = look(vectors, row, pitch, start, bounds);
-                        for (g, (above, inside)) in above.iter().zip(inside).enumerate() {
-                            if above & inside != 0 {
-                                let target = (y, group * GROUP + g);
-                                let source = (frame, source_y, start);
-                                self.compare(simd, features, target, source, above & inside);
-                            }
+                        let seen: Bits = std::array::from_fn(|g| above[g] & inside[g]);
+                        // Most looks find nothing, which is one test for the whole group.
+                        if seen.iter().fold(0, |any, bits| any | bits) == 0 {
+                            continue;
+                        }
+                        for (g, &bits) in seen.iter().enumerate().filter(|(_, bits)| **bits != 0) {
+                            let target = (y, group * GROUP + g);
+                            self.compare(simd, features, target, (frame, source_y, start), bits);
                         }
                     }
                 }
