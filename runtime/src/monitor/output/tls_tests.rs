@@ -4,7 +4,10 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
+    date_time_ymd,
+};
 
 use super::mqtt::{Mqtt, MqttConfig, TlsFiles};
 use super::spool::Spool;
@@ -19,6 +22,7 @@ struct Authority {
 impl Authority {
     fn new() -> Self {
         let mut params = CertificateParams::new([]).unwrap();
+        params.distinguished_name = common_name("authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let dir = tempfile::tempdir().unwrap();
@@ -33,6 +37,7 @@ impl Authority {
     /// Writes NAME.pem and NAME.key.
     fn sign(&self, name: &str, host: &str, expires: i32) {
         let mut params = CertificateParams::new([host.to_owned()]).unwrap();
+        params.distinguished_name = common_name(name);
         params.not_before = date_time_ymd(2000, 1, 1);
         params.not_after = date_time_ymd(expires, 1, 1);
         let key = KeyPair::generate().unwrap();
@@ -63,6 +68,13 @@ impl Authority {
         std::fs::write(&config, text).unwrap();
         Broker::with(port, &["-c", config.to_str().unwrap()])
     }
+}
+
+/// OpenSSL takes a certificate that has its authority's name for one that signed itself.
+fn common_name(name: &str) -> DistinguishedName {
+    let mut all = DistinguishedName::new();
+    all.push(DnType::CommonName, name);
+    all
 }
 
 fn free_port() -> u16 {
