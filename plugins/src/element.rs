@@ -89,11 +89,11 @@ impl<E> Properties<E> {
 /// The [`Property`] that is a field of the element's `settings`, as it is, or as a function makes it
 /// of the value.
 macro_rules! field {
-    ($spec:expr, $field:ident, $read:path) => {
+    ($spec:expr, $($field:ident).+, $read:path) => {
         $crate::element::Property::new(
             $spec,
-            |element| $crate::lock(&element.settings).$field.to_value(),
-            |element, value| $crate::lock(&element.settings).$field = $read(value),
+            |element| $crate::lock(&element.settings).$($field).+.to_value(),
+            |element, value| $crate::lock(&element.settings).$($field).+ = $read(value),
         )
     };
     ($spec:expr, $($field:ident).+) => {

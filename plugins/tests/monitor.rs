@@ -313,12 +313,18 @@ fn mistakes_are_errors_before_the_first_frame() {
         ("listen", taken, "cannot listen on"),
         ("log", "/nowhere/events.jsonl".to_owned(), "cannot write the events"),
         ("mqtt", "127.0.0.1:1883".to_owned(), "set the property spool"),
+        ("mqtt-ca", "/nowhere.pem".to_owned(), "cannot read /nowhere.pem"),
+        ("mqtt-key", text(&rules), "give both or neither"),
         ("thumbnails", "5".to_owned(), "16 to 640"),
     ] {
         let monitor = gst::ElementFactory::make("conceptmonitor").build().unwrap();
         let normal = baseline(&fixture, "errors.baseline", &fixture.bundle(), &[0]);
         monitor.set_property("bundle", fixture.bundle().to_str());
         monitor.set_property("baseline", normal.to_str());
+        if property.starts_with("mqtt-") {
+            monitor.set_property("mqtt", "mqtts://127.0.0.1");
+            monitor.set_property("spool", fixture.path("spool").to_str());
+        }
         monitor.set_property_from_str(property, &value);
         let bus = gst::Bus::new();
         monitor.set_bus(Some(&bus));

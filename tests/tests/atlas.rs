@@ -7,7 +7,9 @@ use std::process::{Child, Command, Stdio};
 
 use conceptseg::bundle::{BundleWriter, Codebook};
 use conceptseg_tests::browser::Browser;
-use conceptseg_tests::{built, conceptseg, root, tiny_bundle};
+use conceptseg_tests::{
+    built, conceptseg, gst_launch, root, run, scene, scene_source, tiny_bundle,
+};
 
 /// Frames of several scenes, so that not every concept is in every one.
 fn frames(dir: &Path) -> PathBuf {
@@ -57,7 +59,11 @@ struct Served {
 
 impl Served {
     fn start(bundle: &Path, atlas: &Path) -> Self {
-        let mut child = Command::new(&built().conceptseg)
+        Self::of(&mut Command::new(&built().conceptseg), bundle, atlas)
+    }
+
+    fn of(command: &mut Command, bundle: &Path, atlas: &Path) -> Self {
+        let mut child = command
             .arg("atlas")
             .args(["--serve", "--listen", "127.0.0.1:0", "--bundle"])
             .arg(bundle)
@@ -210,6 +216,124 @@ fn names_given_on_the_page_are_in_the_bundle() {
     assert_eq!(browser.eval(&tab, found), "ground");
     let answer = conceptseg(["concepts", "export", "--bundle", bundle.to_str().unwrap()]);
     assert!(answer.stdout.contains(&format!("\n{first},ground,")), "{answer:?}");
+    assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_bundle_that_cannot_be_written_to_loses_nothing_that_was_typed() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    use std::os::unix::process::CommandExt as _;
+
+    let Some(mut browser) = Browser::start() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = tiny_bundle(dir.path());
+    let out = atlas(dir.path(), &bundle);
+    let allow = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    allow(dir.path(), 0o755);
+    allow(&bundle, 0o555);
+    let mut command = Command::new(&built().conceptseg);
+    command.env("HOME", "/nowhere");
+    // Permissions do not bind root: then somebody else serves.
+    if fs::metadata(&bundle).unwrap().uid() == 0 {
+        command.uid(65534).gid(65534);
+    }
+    let served = Served::of(&mut command, &bundle, &out);
+    let tab = browser.open(&served.url);
+    browser.eval(&tab, "document.querySelector('.card').focus()");
+    browser.press(&tab, "Enter", false);
+    browser.wait(&tab, "document.getElementById('edit-name')");
+    browser.press(&tab, "n", false);
+    browser.type_text(&tab, "road");
+    browser.press(&tab, "Enter", false);
+    let export = "document.getElementById('export')";
+    assert_eq!(browser.eval(&tab, &format!("{export}.hidden")), true);
+    browser.press(&tab, "s", true);
+    browser.wait(&tab, &format!("!{export}.hidden"));
+    let told = browser.eval(&tab, "document.getElementById('told').textContent");
+    let told = told.as_str().unwrap();
+    for part in ["Not saved: ", "concepts.toml", "ermission denied", "still here", "Export"] {
+        assert!(told.contains(part), "no {part} in {told}");
+    }
+    let save = "document.getElementById('save').textContent";
+    assert_eq!(browser.eval(&tab, save), "Save 1 change");
+
+    // What was typed leaves as a file that the command takes.
+    browser.eval(
+        &tab,
+        "(() => { const old = URL.createObjectURL; \
+         URL.createObjectURL = (blob) => { window.exported = blob; return old(blob); }; })()",
+    );
+    browser.click(&tab, "#export");
+    let text = browser.eval(&tab, "window.exported.text()");
+    allow(&bundle, 0o755);
+    let file = dir.path().join("names.json");
+    fs::write(&file, text.as_str().unwrap()).unwrap();
+    let arguments = ["concepts", "import", "--bundle"].map(Path::new);
+    let answer = conceptseg(arguments.iter().copied().chain([bundle.as_path(), file.as_path()]));
+    assert_eq!(answer.code, 0, "{answer:?}");
+    assert!(names(&bundle).contains("name = \"road\""), "{}", names(&bundle));
+}
+
+/// A film of the frames of one scene, or none, with a printed reason.
+fn film(dir: &Path) -> Option<PathBuf> {
+    if !built_in("x264enc") && !built_in("jpegenc") {
+        eprintln!("skipped: GStreamer has no encoder to make a film with");
+        return None;
+    }
+    let scene = scene(dir, 160, 96, 60);
+    let (encoder, name) = if built_in("x264enc") && built_in("avdec_h264") {
+        ("x264enc ! h264parse ! mp4mux", "film.mp4")
+    } else {
+        ("jpegenc ! matroskamux", "film.mkv")
+    };
+    let film = dir.join(name);
+    let answer = gst_launch(&format!(
+        "{} ! {encoder} ! filesink location={}",
+        scene_source(&scene, 60),
+        film.display()
+    ));
+    assert_eq!(answer.code, 0, "{answer:?}");
+    Some(film)
+}
+
+fn built_in(element: &str) -> bool {
+    let found = Command::new("gst-inspect-1.0").args(["--exists", element]).status();
+    found.is_ok_and(|status| status.success())
+}
+
+#[test]
+fn a_film_becomes_an_atlas_of_its_frames() {
+    let Some(mut browser) = Browser::start() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let Some(film) = film(dir.path()) else { return };
+    let (bundle, out) = (tiny_bundle(dir.path()), dir.path().join("atlas"));
+    let [bundle, out, film] = [&bundle, &out, &film].map(|p| p.display().to_string());
+    let make = |fps: &str| {
+        let paths = ["--bundle", &bundle, "--out", &out, "--images", &film, "--fps", fps];
+        let rest = ["--short-side", "96", "--min-images", "1", "--json"];
+        // Frames stay in the user's cache folder.
+        run(Command::new(&built().conceptseg)
+            .env("XDG_CACHE_HOME", dir.path().join("cache"))
+            .arg("atlas")
+            .args(paths)
+            .args(rest))
+        .json()
+    };
+    // Two seconds.
+    assert_eq!(make("3")["images"], 6);
+    let told = make("5");
+    assert_eq!(told["images"], 10);
+    assert!(told["used"].as_u64().unwrap() >= 2, "{told}");
+
+    let tab = browser.open(&format!("file://{out}/index.html"));
+    let cards = browser.eval(&tab, "document.querySelectorAll('.card').length");
+    assert_eq!(cards, told["used"]);
+    browser.wait(&tab, "document.querySelector('.card .tile')");
+    let title = browser.eval(&tab, "document.querySelector('.title').textContent");
+    assert!(title.as_str().unwrap().contains("film"), "{title}");
     assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use conceptseg::bundle::Bundle;
 use conceptseg::concepts::ConceptSegment;
 use conceptseg::errors::sentence;
-use conceptseg::monitor::output::mqtt::MqttConfig;
+use conceptseg::monitor::output::mqtt::{MqttConfig, TlsFiles};
 use conceptseg::monitor::output::{MqttOutput, OutputConfig, OutputError, Outputs, Rotation};
 use conceptseg::monitor::{Event, Setup, SetupFiles, SetupSources, Sighting, Watch};
 use gst::glib;
@@ -46,6 +46,7 @@ struct Settings {
     log: Option<PathBuf>,
     listen: Option<String>,
     mqtt: Option<String>,
+    tls: TlsFiles,
     spool: Option<PathBuf>,
     device_name: Option<String>,
     prefix: Option<String>,
@@ -64,6 +65,7 @@ impl Default for Settings {
             log: None,
             listen: None,
             mqtt: None,
+            tls: TlsFiles::default(),
             spool: None,
             device_name: Some("device".to_owned()),
             prefix: Some("conceptseg".to_owned()),
@@ -95,6 +97,7 @@ impl Settings {
                 Some(MqttOutput {
                     config: MqttConfig {
                         broker: broker.clone(),
+                        tls: self.tls.clone(),
                         device: self.device_name.clone().unwrap_or_default(),
                         prefix: self.prefix.clone().unwrap_or_default(),
                         login: user.zip(variable("CONCEPTSEG_MQTT_PASSWORD")),
@@ -204,11 +207,38 @@ pub static PROPERTIES: Properties<ConceptMonitor> = Properties::new(|| {
         field!(
             glib::ParamSpecString::builder("mqtt")
                 .nick("MQTT")
-                .blurb("Broker (host:port) that events are published to; elements with the same broker and device-name share the connection")
+                .blurb("Broker (host:port, or mqtts://host for an encrypted connection) that events are published to; elements with the same broker and device-name share the connection")
                 .mutable_ready()
                 .build(),
             mqtt,
             settings::text
+        ),
+        field!(
+            glib::ParamSpecString::builder("mqtt-ca")
+                .nick("MQTT CA")
+                .blurb("File of certificates (PEM) of the authorities that may vouch for an mqtts:// broker; without it those that the system trusts")
+                .mutable_ready()
+                .build(),
+            tls.ca,
+            settings::path
+        ),
+        field!(
+            glib::ParamSpecString::builder("mqtt-certificate")
+                .nick("MQTT certificate")
+                .blurb("File of the certificate (PEM) that this device shows to the broker; needs mqtt-key")
+                .mutable_ready()
+                .build(),
+            tls.certificate,
+            settings::path
+        ),
+        field!(
+            glib::ParamSpecString::builder("mqtt-key")
+                .nick("MQTT key")
+                .blurb("File of the key (PEM) of mqtt-certificate")
+                .mutable_ready()
+                .build(),
+            tls.key,
+            settings::path
         ),
         field!(
             glib::ParamSpecString::builder("spool")

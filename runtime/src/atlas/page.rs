@@ -134,6 +134,7 @@ fn header(atlas: &Atlas) -> Markup {
                 span #count role="status" {}
             }
             div.saving #saving hidden {
+                button #export hidden title="for conceptseg concepts import" { "Export changes" }
                 button #undo { "Undo all" }
                 button.main #save { "Save" }
             }

@@ -299,6 +299,8 @@ fn a_result_stands_for_the_frames_without_one_before_it() {
         monitor.readings().area.mean(0, 3)
     };
     let (each, fifth) = (share(1), share(5));
-    assert!((each - (1.0 - (-1.0f64).exp())).abs() < 0.02, "{each}");
+    // Two seconds of six; the window has no weight before the start.
+    let expected = (1.0 - (-1.0f64).exp()) / (1.0 - (-3.0f64).exp());
+    assert!((each - expected).abs() < 0.02, "{each}");
     assert!((each - fifth).abs() < 0.05, "{each} {fifth}");
 }

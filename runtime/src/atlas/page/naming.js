@@ -113,11 +113,28 @@ async function save() {
     take(answer);
     if (answer.conflicts.length) settle(answer.conflicts);
     else tell(answer.merged ? "Saved, together with what somebody else saved meanwhile." : "Saved.");
+    byId("export").hidden = true;
   } catch (error) {
-    tell(`Not saved: ${error.message || "the atlas does not answer; is it still running?"}`, true);
+    // A fetch that reaches nobody is a TypeError, whose text says little.
+    const reason = error instanceof TypeError ? "the atlas does not answer; start it again." : `${error.message}.`;
+    tell(`Not saved: ${reason} Your changes are still here; “Export changes” writes them to a file.`, true);
+    byId("export").hidden = false;
   } finally {
     saving = false;
   }
+}
+
+/** Writes the changed concepts to a file that `conceptseg concepts import` takes. */
+function exportDraft() {
+  const ids = [...new Set([...draft.keys()].map((name) => name.split(" ")[0]))];
+  const entry = (id) => Object.fromEntries(
+    ["name", "color", "mark"].map((field) => [field, valueOf(id, field)]).filter(([, value]) => value !== null),
+  );
+  const text = JSON.stringify({ concepts: Object.fromEntries(ids.map((id) => [id, entry(id)])) }, null, 2);
+  const url = URL.createObjectURL(new Blob([`${text}\n`], { type: "application/json" }));
+  make("a", { href: url, download: "names.json" }).click();
+  // The browser needs the address until it has begun to write.
+  setTimeout(() => URL.revokeObjectURL(url), 60000);
 }
 
 /** Somebody else was faster: shows both values, and lets the person choose. */
@@ -186,7 +203,8 @@ if (served) {
   document.body.append(known);
   byId("saving").hidden = false;
   byId("save").addEventListener("click", save);
-  byId("undo").addEventListener("click", () => { draft.clear(); draftChanged(); });
+  byId("export").addEventListener("click", exportDraft);
+  byId("undo").addEventListener("click", () => { draft.clear(); byId("export").hidden = true; draftChanged(); });
   editor = edit;
   chooser = (id) => make("input", {
     type: "checkbox", checked: chosen.has(id), tabIndex: -1, ariaLabel: `Choose ${titleOf(id)}`,

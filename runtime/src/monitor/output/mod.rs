@@ -10,10 +10,13 @@ pub mod mqtt;
 mod outputs;
 mod page;
 mod spool;
+mod tls;
 mod writer;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls_tests;
 
 pub use http::{Server, ServerError};
 pub use hub::{Hub, Latest, Timeline};

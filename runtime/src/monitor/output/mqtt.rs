@@ -11,9 +11,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rumqttc::{Client, Event as MqttEvent, LastWill, MqttOptions, Outgoing, Packet, QoS};
+use rumqttc::{
+    Client, ConnectReturnCode, ConnectionError, Event as MqttEvent, LastWill, MqttOptions,
+    Outgoing, Packet, QoS, TlsConfiguration, Transport,
+};
 
 use super::spool::{Message, Place, Spool, SpoolError};
+pub use super::tls::{TlsError, TlsFiles};
 use crate::monitor::{Event, StreamStatus};
 
 /// Messages that are on their way at once.
@@ -31,8 +35,20 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 #[non_exhaustive]
 pub enum MqttError {
     /// The address of the broker cannot be read.
-    #[error("{0} is no address of a broker; write host:port, such as 192.168.1.5:1883")]
+    #[error(
+        "{0} is no address of a broker; write host:port, such as 192.168.1.5:1883, or \
+         mqtts://host for an encrypted connection"
+    )]
     Address(String),
+    /// The address holds a password, which would show in messages.
+    #[error(
+        "the address of the broker holds a user name; give it and the password as \
+         CONCEPTSEG_MQTT_USER and CONCEPTSEG_MQTT_PASSWORD"
+    )]
+    Login,
+    /// The connection cannot be encrypted.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A part of a topic has signs that topics must not have.
     #[error("\"{0}\" cannot be part of a topic; leave out +, #, / and control characters")]
     Topic(String),
@@ -47,8 +63,11 @@ pub enum MqttError {
 /// Where to publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MqttConfig {
-    /// `host:port` of the broker.
+    /// The broker: `host:port` or `mqtt://host[:port]`, and `mqtts://host[:port]` for an encrypted
+    /// connection. The ports are 1883 and 8883 where there is a scheme and no port.
     pub broker: String,
+    /// Files of an encrypted connection.
+    pub tls: TlsFiles,
     /// Name of this device: part of the topics, and of the client's id.
     pub device: String,
     /// First part of all topics.
@@ -72,6 +91,8 @@ pub struct MqttCounts {
 struct Shared {
     spool: Spool,
     counts: MqttCounts,
+    /// Why there is no connection at present.
+    outage: Option<String>,
     closing: Option<Instant>,
     /// The latest status of each stream, to be published once.
     statuses: VecDeque<Message>,
@@ -102,10 +123,12 @@ impl Mqtt {
         for part in [&config.device, &config.prefix] {
             check_topic(part)?;
         }
-        address(&config.broker)?;
+        // What is wrong with the files is told now, not at the first connection.
+        transport(&config)?;
         let shared = Arc::new(Mutex::new(Shared {
             spool,
             counts: MqttCounts::default(),
+            outage: None,
             closing: None,
             statuses: VecDeque::new(),
         }));
@@ -150,6 +173,12 @@ impl Mqtt {
         MqttCounts { dropped: shared.spool.dropped(), ..shared.counts }
     }
 
+    /// Why there is no connection at present.
+    #[cfg(test)]
+    pub(super) fn outage(&self) -> Option<String> {
+        lock(&self.shared).outage.clone()
+    }
+
     /// Ends the output; waits at most `limit` for what is on its way. What could not be sent
     /// stays in the spool.
     pub fn close(mut self, limit: Duration) -> MqttCounts {
@@ -188,11 +217,47 @@ fn topic_part(name: &str) -> String {
         .collect()
 }
 
-fn address(broker: &str) -> Result<(&str, u16), MqttError> {
+/// Where a broker is.
+#[derive(Debug, PartialEq, Eq)]
+struct Address<'a> {
+    host: &'a str,
+    port: u16,
+    encrypted: bool,
+}
+
+fn address(broker: &str) -> Result<Address<'_>, MqttError> {
+    if broker.contains('@') {
+        return Err(MqttError::Login);
+    }
     let wrong = || MqttError::Address(broker.to_owned());
-    let (host, port) = broker.rsplit_once(':').ok_or_else(wrong)?;
-    let port = port.parse().map_err(|_| wrong())?;
-    if host.is_empty() { Err(wrong()) } else { Ok((host, port)) }
+    let (rest, encrypted, usual) = match broker.split_once("://") {
+        None => (broker, false, None),
+        Some(("mqtt", rest)) => (rest, false, Some(1883)),
+        Some(("mqtts", rest)) => (rest, true, Some(8883)),
+        Some(_) => return Err(wrong()),
+    };
+    let rest = if usual.is_some() { rest.strip_suffix('/').unwrap_or(rest) } else { rest };
+    let (host, port) = match rest.rsplit_once(':') {
+        // The colons of [::1] are no port.
+        Some((host, port)) if !port.ends_with(']') => (host, port.parse().map_err(|_| wrong())?),
+        _ => (rest, usual.ok_or_else(wrong)?),
+    };
+    if host.is_empty() || host.contains('/') {
+        return Err(wrong());
+    }
+    Ok(Address { host, port, encrypted })
+}
+
+/// How the broker is reached.
+fn transport(config: &MqttConfig) -> Result<Transport, MqttError> {
+    if address(&config.broker)?.encrypted {
+        let tls = config.tls.read()?;
+        Ok(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::new(tls))))
+    } else if config.tls.is_empty() {
+        Ok(Transport::tcp())
+    } else {
+        Err(TlsError::Plain(config.broker.clone()).into())
+    }
 }
 
 struct Publisher {
@@ -203,18 +268,21 @@ struct Publisher {
 
 impl Publisher {
     fn run(&self, woken: &Receiver<()>) {
-        let mut warned = false;
         while !self.is_over() {
             match self.session(woken) {
                 Ok(()) => return,
                 Err(reason) => {
-                    let was = std::mem::take(&mut lock(&self.shared).counts.connected);
-                    if was || !warned {
+                    let known = {
+                        let mut shared = lock(&self.shared);
+                        shared.counts.connected = false;
+                        shared.outage.replace(reason.clone())
+                    };
+                    // An outage is told once, and again where its reason is another.
+                    if known.as_ref() != Some(&reason) {
                         tracing::warn!(
                             "the MQTT broker {} cannot be reached ({reason}); events wait in the spool",
                             self.config.broker
                         );
-                        warned = true;
                     }
                     let until = Instant::now() + RETRY;
                     while Instant::now() < until && !self.is_over() {
@@ -232,11 +300,13 @@ impl Publisher {
 
     /// One connection, from first to last. `Ok` where the output is closed.
     fn session(&self, woken: &Receiver<()>) -> Result<(), String> {
-        let (host, port) = address(&self.config.broker).map_err(|e| e.to_string())?;
+        let Address { host, port, .. } = address(&self.config.broker).map_err(|e| e.to_string())?;
+        let transport = transport(&self.config).map_err(|e| e.to_string())?;
         let online = format!("{}/online", self.prefix);
         let id = format!("conceptseg-{}", self.config.device);
         let mut options = MqttOptions::new(id, host, port);
         options
+            .set_transport(transport)
             .set_keep_alive(KEEP_ALIVE)
             .set_max_packet_size(2 << 20, 2 << 20)
             .set_last_will(LastWill::new(&online, "0", QoS::AtLeastOnce, true));
@@ -275,7 +345,11 @@ impl Publisher {
                 match note {
                     Note::Connected => {
                         connected = true;
-                        lock(&self.shared).counts.connected = true;
+                        {
+                            let mut shared = lock(&self.shared);
+                            shared.counts.connected = true;
+                            shared.outage = None;
+                        }
                         tracing::info!("connected to the MQTT broker {}", self.config.broker);
                         let sent = client.try_publish(online, QoS::AtLeastOnce, true, "1");
                         sent.map_err(|e| e.to_string())?;
@@ -341,12 +415,24 @@ fn listen(connection: &mut rumqttc::Connection, tell: &Sender<Note>) {
             Ok(MqttEvent::Outgoing(Outgoing::Disconnect)) => return,
             Ok(_) => continue,
             Err(error) => {
-                let _ = tell.send(Note::Lost(error.to_string()));
+                let _ = tell.send(Note::Lost(reason(&error)));
                 return;
             }
         };
         if tell.send(note).is_err() {
             return;
         }
+    }
+}
+
+/// Why there is no connection.
+fn reason(error: &ConnectionError) -> String {
+    match error {
+        ConnectionError::ConnectionRefused(
+            ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized,
+        ) => "it refuses the user or the password; set CONCEPTSEG_MQTT_USER and \
+              CONCEPTSEG_MQTT_PASSWORD"
+            .to_owned(),
+        other => super::tls::reason(other),
     }
 }

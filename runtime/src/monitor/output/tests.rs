@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::mqtt::{Mqtt, MqttConfig};
+use super::mqtt::{Mqtt, MqttConfig, TlsFiles};
 use super::*;
 use crate::monitor::{ConceptStatus, Event, EventKind, StreamStatus};
 
@@ -157,17 +157,22 @@ fn an_output_that_fails_says_so_once() {
 }
 
 /// A broker of its own, ended with the test.
-struct Broker(Child);
+pub(super) struct Broker(Child);
 
 impl Broker {
-    fn start(port: u16) -> Option<Self> {
+    pub(super) fn start(port: u16) -> Option<Self> {
+        Self::with(port, &["-p", &port.to_string()])
+    }
+
+    /// With arguments of its own, which must make it listen on `port`.
+    pub(super) fn with(port: u16, arguments: &[&str]) -> Option<Self> {
         let places = ["/usr/sbin/mosquitto", "/usr/bin/mosquitto", "/usr/local/sbin/mosquitto"];
         let Some(program) = places.map(PathBuf::from).into_iter().find(|p| p.exists()) else {
             eprintln!("skipped: mosquitto is not installed (Debian: apt install mosquitto)");
             return None;
         };
         let child = Command::new(program)
-            .args(["-p", &port.to_string()])
+            .args(arguments)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -190,10 +195,15 @@ impl Drop for Broker {
 
 /// Listens to all topics; sends topic and payload of each message.
 fn subscribe(port: u16) -> std::sync::mpsc::Receiver<(String, Vec<u8>)> {
+    subscribe_with(rumqttc::MqttOptions::new("test", "127.0.0.1", port))
+}
+
+pub(super) fn subscribe_with(
+    options: rumqttc::MqttOptions,
+) -> std::sync::mpsc::Receiver<(String, Vec<u8>)> {
     let (tell, heard) = std::sync::mpsc::channel();
     let (ready, is_ready) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let options = rumqttc::MqttOptions::new("test", "127.0.0.1", port);
         let (client, mut connection) = rumqttc::Client::new(options, 10);
         client.subscribe("#", rumqttc::QoS::AtLeastOnce).unwrap();
         for event in connection.iter() {
@@ -214,7 +224,10 @@ fn subscribe(port: u16) -> std::sync::mpsc::Receiver<(String, Vec<u8>)> {
     heard
 }
 
-fn numbers(heard: &std::sync::mpsc::Receiver<(String, Vec<u8>)>, until: u64) -> Vec<u64> {
+pub(super) fn numbers(
+    heard: &std::sync::mpsc::Receiver<(String, Vec<u8>)>,
+    until: u64,
+) -> Vec<u64> {
     let mut numbers = Vec::new();
     while numbers.last() != Some(&until) {
         let (topic, payload) = heard.recv_timeout(Duration::from_secs(20)).unwrap();
@@ -235,6 +248,7 @@ fn an_outage_of_the_broker_loses_nothing_and_keeps_the_order() {
             broker: format!("127.0.0.1:{port}"),
             device: "cam-7".to_owned(),
             prefix: "site".to_owned(),
+            tls: TlsFiles::default(),
             login: None,
         };
         Mqtt::start(config, Spool::open(dir.path(), 4 << 20).unwrap()).unwrap()
@@ -283,6 +297,9 @@ fn wrong_addresses_and_names_are_refused() {
         ("localhost", "a", "host:port"),
         (":1883", "a", "host:port"),
         ("localhost:x", "a", "host:port"),
+        ("mqtts://", "a", "mqtts://host"),
+        ("https://localhost", "a", "mqtts://host"),
+        ("mqtt://me:secret@localhost", "a", "CONCEPTSEG_MQTT_PASSWORD"),
         ("localhost:1", "a/b", "part of a topic"),
         ("localhost:1", "", "part of a topic"),
     ] {
@@ -290,9 +307,11 @@ fn wrong_addresses_and_names_are_refused() {
             broker: broker.to_owned(),
             device: device.to_owned(),
             prefix: "site".to_owned(),
+            tls: TlsFiles::default(),
             login: None,
         };
         let error = Mqtt::start(config, Spool::open(dir.path(), 0).unwrap()).unwrap_err();
-        assert!(error.to_string().contains(part), "{error}");
+        let error = error.to_string();
+        assert!(error.contains(part) && !error.contains("secret"), "{error}");
     }
 }

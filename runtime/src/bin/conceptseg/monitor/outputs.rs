@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use conceptseg::monitor::output::mqtt::MqttConfig;
+use conceptseg::monitor::output::mqtt::{MqttConfig, TlsFiles};
 use conceptseg::monitor::output::{MqttOutput, OutputConfig, Outputs, Rotation};
 
 #[derive(Debug, clap::Args)]
@@ -21,9 +21,19 @@ pub struct OutputArgs {
     /// 127.0.0.1:9464. It has no passwords: keep it to this machine unless the network is yours.
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<String>,
-    /// MQTT broker to publish to.
-    #[arg(long, value_name = "HOST:PORT", requires = "spool")]
+    /// MQTT broker to publish to: HOST:PORT, or mqtts://HOST for an encrypted connection.
+    #[arg(long, value_name = "BROKER", requires = "spool")]
     mqtt: Option<String>,
+    /// Certificates (PEM) of the authorities that may vouch for an mqtts:// broker; without it,
+    /// those that the system trusts.
+    #[arg(long, value_name = "FILE", requires = "mqtt")]
+    mqtt_ca: Option<PathBuf>,
+    /// Certificate (PEM) that this device shows to the broker.
+    #[arg(long, value_name = "FILE", requires = "mqtt_key")]
+    mqtt_certificate: Option<PathBuf>,
+    /// Key (PEM) of that certificate.
+    #[arg(long, value_name = "FILE", requires = "mqtt_certificate")]
+    mqtt_key: Option<PathBuf>,
     /// Folder where events wait for the broker.
     #[arg(long, value_name = "DIR", requires = "mqtt")]
     spool: Option<PathBuf>,
@@ -50,6 +60,11 @@ impl OutputArgs {
         let mqtt = self.mqtt.clone().zip(self.spool.clone()).map(|(broker, spool)| MqttOutput {
             config: MqttConfig {
                 broker,
+                tls: TlsFiles {
+                    ca: self.mqtt_ca.clone(),
+                    certificate: self.mqtt_certificate.clone(),
+                    key: self.mqtt_key.clone(),
+                },
                 device: self.device_name.clone(),
                 prefix: self.prefix.clone(),
                 login: self.mqtt_user.clone().zip(self.mqtt_password.clone()),
