@@ -93,7 +93,7 @@ fn open(port: u16, tls: TlsFiles, spool: &Path) -> Mqtt {
 }
 
 fn await_outage(mqtt: &Mqtt) -> String {
-    let until = Instant::now() + Duration::from_secs(60);
+    let until = Instant::now() + Duration::from_mins(1);
     loop {
         if let Some(outage) = mqtt.outage() {
             return outage;
