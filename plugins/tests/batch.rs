@@ -32,7 +32,8 @@ struct Stream {
 impl Stream {
     /// Adds `source ! element ! fakesink`.
     fn add(pipeline: &gst::Pipeline, source: &str, element: gst::Element, sync: bool) -> Self {
-        let source = format!("{source} ! {CAPS}");
+        // A line of the framework before 1.24 cannot end in caps.
+        let source = format!("{source} ! capsfilter caps=\"{CAPS}\"");
         let source = gst::parse::bin_from_description(&source, true).unwrap();
         let sink = gst::ElementFactory::make("fakesink").property("sync", sync).build().unwrap();
         pipeline.add_many([source.upcast_ref(), &element, &sink]).unwrap();

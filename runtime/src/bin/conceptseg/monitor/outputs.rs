@@ -21,7 +21,7 @@ pub struct OutputArgs {
     /// 127.0.0.1:9464. It has no passwords: keep it to this machine unless the network is yours.
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<String>,
-    /// MQTT broker to publish to: HOST:PORT, or mqtts://HOST for an encrypted connection.
+    /// MQTT broker to publish to: HOST:PORT, or `mqtts://HOST` for an encrypted connection.
     #[arg(long, value_name = "BROKER", requires = "spool")]
     mqtt: Option<String>,
     /// Certificates (PEM) of the authorities that may vouch for an mqtts:// broker; without it,
