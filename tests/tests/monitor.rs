@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use conceptseg_tests::{built, root, run, scene, tiny_bundle};
+use conceptseg_tests::{built, root, run, scene};
 use serde_json::Value;
 
 const DASHBOARD: &str = "configs/grafana/conceptseg-monitor.json";
@@ -75,7 +75,7 @@ fn alerts() -> String {
 
 /// A monitor with a rule that always holds, so that every query has something to find.
 fn monitor(dir: &Path, port: u16) -> Running {
-    let bundle = tiny_bundle(dir);
+    let bundle = root().join("models/starter");
     let frames = scene(dir, 160, 96, 30).join("frames");
     fs::write(dir.join("rules.toml"), "[[rule]]\nname = \"always\"\nwhen = \"novelty() >= 0\"\n")
         .unwrap();
