@@ -107,6 +107,16 @@ impl Answer {
 
 /// Runs a command to its end without a terminal.
 pub fn run(command: &mut Command) -> Answer {
+    // What cargo tells a test of its package is news to the build scripts of some crates, which would be
+    // built again, and all that needs them, in each cargo that a test starts, and after it.
+    for (name, _) in std::env::vars_os() {
+        if name
+            .to_str()
+            .is_some_and(|n| n.starts_with("CARGO_PKG_") || n.starts_with("CARGO_MANIFEST_"))
+        {
+            command.env_remove(name);
+        }
+    }
     let output = command
         .stdin(Stdio::null())
         .output()
