@@ -184,6 +184,10 @@ impl Band<'_> {
         let Fixed { geometry, cells, first, k, .. } = self.fixed;
         let Geometry { height, width, dim, radius, circle, .. } = geometry;
         self.scores.fill(f32::NEG_INFINITY);
+        // A circle of no radius holds nothing, not even the place itself.
+        if circle && radius == 0 {
+            return self.floors.fill(f32::NEG_INFINITY);
+        }
         let Some(latest) = self.fixed.features(1.min(self.fixed.context.len() - 1)) else { return };
         // All of the square is in the window. Of a few times `k` cells enough are good.
         let within = if circle { radius.saturating_sub(1) * 2 / 3 } else { radius };
