@@ -5,6 +5,7 @@
 use std::sync::OnceLock;
 
 use gst::glib;
+use gst::subclass::prelude::*;
 
 /// A debug category, which lives as long as the process.
 pub fn category(name: &str, description: &str) -> gst::DebugCategory {
@@ -157,6 +158,17 @@ macro_rules! element_methods {
     };
 }
 
+/// What the framework is answered for a frame; an error is posted and ends the stream.
+pub fn flow<T: ElementImpl>(
+    element: &T,
+    result: Result<(), gst::ErrorMessage>,
+) -> Result<gst::FlowSuccess, gst::FlowError> {
+    result.map(|()| gst::FlowSuccess::Ok).map_err(|message| {
+        element.post_error_message(message);
+        gst::FlowError::Error
+    })
+}
+
 /// In an `impl BaseTransformImpl`: all frames are handed to the method `frame` in place, and an
 /// error that it answers ends the stream.
 macro_rules! in_place {
@@ -170,11 +182,7 @@ macro_rules! in_place {
             &self,
             buffer: &mut gst::BufferRef,
         ) -> Result<gst::FlowSuccess, gst::FlowError> {
-            self.$frame(buffer).map_err(|message| {
-                self.post_error_message(message);
-                gst::FlowError::Error
-            })?;
-            Ok(gst::FlowSuccess::Ok)
+            $crate::element::flow(self, self.$frame(buffer))
         }
     };
 }
@@ -192,11 +200,7 @@ macro_rules! passing {
             &self,
             buffer: &gst::Buffer,
         ) -> Result<gst::FlowSuccess, gst::FlowError> {
-            self.$frame(buffer).map_err(|message| {
-                self.post_error_message(message);
-                gst::FlowError::Error
-            })?;
-            Ok(gst::FlowSuccess::Ok)
+            $crate::element::flow(self, self.$frame(buffer))
         }
     };
 }

@@ -130,16 +130,19 @@ pub(crate) fn tile<S: Simd>(
     }
 }
 
-/// The dot product of two vectors of one length.
+/// The dot products of a vector with others of its length, each summed channel by channel with one
+/// rounding, as [`tile`] does with fused multiply-adds: both give the same floats there. Several at once hide
+/// the latency of the sums.
 #[inline(always)]
-pub(crate) fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
-    let ((a_wide, a_rest), (b_wide, b_rest)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
-    let mut sums = simd.splat_f32s(0.0);
-    for (a, b) in a_wide.iter().zip(b_wide) {
-        sums = simd.mul_add_e_f32s(*a, *b, sums);
+pub(crate) fn dots<const N: usize>(vector: &[f32], others: [&[f32]; N]) -> [f32; N] {
+    let others = others.map(|other| &other[..vector.len()]);
+    let mut sums = [0.0f32; N];
+    for (channel, value) in vector.iter().enumerate() {
+        for (sum, other) in sums.iter_mut().zip(others) {
+            *sum = value.mul_add(other[channel], *sum);
+        }
     }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    simd.reduce_sum_f32s(sums) + rest
+    sums
 }
 
 /// Whether a score of the strip is above `bound`; NaN is not.

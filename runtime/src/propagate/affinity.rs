@@ -114,8 +114,8 @@ pub(super) struct Affinity {
 impl Affinity {
     /// Prepares for grids of `[height, width, dim]`.
     pub(super) fn new(height: usize, width: usize, dim: usize, config: &PropagationConfig) -> Self {
-        // The softmax of `TimeCycle` is over all cells of the window; the whole first frame of `Crw` gains little.
-        let shortlist = config.protocol == Protocol::Dino && dim <= coarse::MAX_DIM;
+        // The softmax of `TimeCycle` is over all cells of the window.
+        let shortlist = config.protocol != Protocol::TimeCycle && dim <= coarse::MAX_DIM;
         Self::with_shortlist(height, width, dim, config, shortlist && coarse::is_fast())
     }
 

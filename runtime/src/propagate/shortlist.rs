@@ -1,7 +1,6 @@
 //! The search by a quick look in 8 bits, which leaves few cells to be compared in floats.
 //!
-//! What is found is what the search in floats finds, but for the rounding of a sum in another order. On
-//! real video fewer than two in a hundred cells of the window are compared in floats.
+//! What is found is what the search in floats finds, bit by bit. On real video fewer than two in a hundred cells of the window are compared in floats.
 
 // The library compiles a kernel anew for every instruction set, which only reaches what is
 // inlined into it.
@@ -13,7 +12,10 @@ use super::affinity::{BAND, Features, Geometry, NONE, Neighbours, insert};
 use super::coarse::{CoarseRows, CoarseTargets, GROUP, look};
 use super::memory::ContextMemory;
 use super::window::Window;
-use crate::dot::{STRIP, dot};
+use crate::dot::{STRIP, dots};
+
+/// Cells that are compared in floats at once: independent sums hide each other's latency.
+const AT_ONCE: usize = 4;
 
 /// For each target of a group, a bit for each cell of a strip that is in its window.
 type Bits = [u32; GROUP];
@@ -163,14 +165,14 @@ impl pulp::WithSimd for Band<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: pulp::Simd>(mut self, simd: S) {
-        self.find_floors(simd);
+    fn with_simd<S: pulp::Simd>(mut self, _: S) {
+        self.find_floors();
         self.scores.fill(f32::NEG_INFINITY);
         self.sources.fill(NONE);
         for frame in 0..self.fixed.context.len() {
             if let Some(features) = self.fixed.features(frame) {
                 self.set_bounds(&features.coarse);
-                self.look_through(simd, frame, features);
+                self.look_through(frame, features);
             }
         }
     }
@@ -180,17 +182,16 @@ impl Band<'_> {
     /// The cells around a target's own place in the latest context frame resemble it: the worst of the best
     /// `k` of them bounds what is worth looking at anywhere.
     #[inline(always)]
-    fn find_floors<S: pulp::Simd>(&mut self, simd: S) {
+    fn find_floors(&mut self) {
         let Fixed { geometry, cells, first, k, .. } = self.fixed;
         let Geometry { height, width, dim, radius, circle, .. } = geometry;
         self.scores.fill(f32::NEG_INFINITY);
-        // A circle of no radius holds nothing, not even the place itself.
-        if circle && radius == 0 {
-            return self.floors.fill(f32::NEG_INFINITY);
-        }
         let Some(latest) = self.fixed.features(1.min(self.fixed.context.len() - 1)) else { return };
-        // All of the square is in the window. Of a few times `k` cells enough are good.
-        let within = if circle { radius.saturating_sub(1) * 2 / 3 } else { radius };
+        // All of the square is in the window, which a circle of no radius has nothing in, not even the
+        // place itself. Of a few times `k` cells enough are good.
+        let within =
+            if circle { radius.checked_sub(1).map(|reach| reach * 2 / 3) } else { Some(radius) };
+        let Some(within) = within else { return self.floors.fill(f32::NEG_INFINITY) };
         let reach = (2 * k).isqrt().max(2).min(within);
         let around = |i: usize, size: usize| i.saturating_sub(reach)..=(i + reach).min(size - 1);
         for (place, (floor, best)) in
@@ -202,7 +203,8 @@ impl Band<'_> {
                 for source_x in around(x, width) {
                     let cell = &latest.cells[(source_y * width + source_x) * dim..][..dim];
                     // Not-a-number is taken for the lowest.
-                    insert_score(best, dot(simd, target, cell).max(f32::NEG_INFINITY));
+                    let [score] = dots(target, [cell]);
+                    insert_score(best, score.max(f32::NEG_INFINITY));
                 }
             }
             // A cell that is as good as the worst of them may be one that comes before it.
@@ -224,7 +226,7 @@ impl Band<'_> {
 
     /// Looks through the windows of all targets in one context frame.
     #[inline(always)]
-    fn look_through<S: pulp::Simd>(&mut self, simd: S, frame: usize, features: &ShortlistFeatures) {
+    fn look_through(&mut self, frame: usize, features: &ShortlistFeatures) {
         let Fixed { geometry, groups, targets, first, .. } = self.fixed;
         let Geometry { height, width, .. } = geometry;
         let last = first + self.floors.len() / width - 1;
@@ -249,7 +251,7 @@ impl Band<'_> {
                         }
                         for (g, &bits) in seen.iter().enumerate().filter(|(_, bits)| **bits != 0) {
                             let target = (y, group * GROUP + g);
-                            self.compare(simd, features, target, (frame, source_y, start), bits);
+                            self.compare(features, target, (frame, source_y, start), bits);
                         }
                     }
                 }
@@ -259,9 +261,8 @@ impl Band<'_> {
 
     /// Compares one target in floats with the cells whose bits are set.
     #[inline(always)]
-    fn compare<S: pulp::Simd>(
+    fn compare(
         &mut self,
-        simd: S,
         features: &ShortlistFeatures,
         (y, x): (usize, usize),
         (frame, source_y, start): (usize, usize, usize),
@@ -275,14 +276,23 @@ impl Band<'_> {
         let sources = &mut self.sources[place * k..][..k];
         let mut worst = scores[k - 1].max(self.floors[place]);
         let before = worst;
+        // Cells of the source frame; where no bit is left, the row's first one is compared for nothing.
+        let row = source_y * width;
         while bits != 0 {
-            let column = start + bits.trailing_zeros() as usize;
-            bits &= bits - 1;
-            let source = source_y * width + column - left;
-            let score = dot(simd, target, &features.cells[source * dim..][..dim]);
-            if score > worst {
-                insert(scores, sources, score, (frame * height * width + source) as u32);
-                worst = worst.max(scores[k - 1]);
+            let places: [usize; AT_ONCE] = std::array::from_fn(|_| {
+                let place = bits.trailing_zeros() as usize;
+                bits &= bits.wrapping_sub(1);
+                if place < STRIP { row + start + place - left } else { usize::MAX }
+            });
+            let found = places.map(|source| {
+                let source = if source == usize::MAX { row } else { source };
+                &features.cells[source * dim..][..dim]
+            });
+            for (score, source) in dots(target, found).into_iter().zip(places) {
+                if score > worst && source != usize::MAX {
+                    insert(scores, sources, score, (frame * height * width + source) as u32);
+                    worst = worst.max(scores[k - 1]);
+                }
             }
         }
         if worst > before {

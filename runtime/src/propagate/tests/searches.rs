@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::super::affinity::Affinity;
+use super::super::coarse;
 use super::super::memory::{ContextFrame, ContextMemory};
 use super::embedding;
 use crate::embed::EmbeddingMap;
@@ -65,5 +66,48 @@ proptest! {
         let (floats, shortlist) = (found(&config, &maps, false), found(&config, &maps, true));
         prop_assert_eq!(floats.1, shortlist.1);
         prop_assert_eq!(floats.0, shortlist.0);
+    }
+}
+
+#[test]
+fn the_smallest_windows_hold_what_they_should() {
+    let maps: Vec<EmbeddingMap> = (0..4).map(|i| embedding(8, 25, 3, i)).collect();
+    for protocol in [Protocol::Dino, Protocol::Crw] {
+        for (radius, topk) in (0..4).flat_map(|radius| [1, 2, 9].map(|topk| (radius, topk))) {
+            let config = PropagationConfig {
+                protocol,
+                radius,
+                topk,
+                context_frames: 2,
+                ..Default::default()
+            };
+            assert_eq!(
+                found(&config, &maps, false),
+                found(&config, &maps, true),
+                "{protocol:?} {radius} {topk}"
+            );
+        }
+    }
+}
+
+#[test]
+fn sums_are_rounded_alike() {
+    if !coarse::is_fast() {
+        println!("skipped: the search in floats may not fuse its multiply-adds here");
+        return;
+    }
+    let unit = |seed: u64| {
+        let mut map = embedding(8, 25, 3, seed);
+        for cell in map.data.chunks_exact_mut(3) {
+            let length = cell.iter().map(|v| v * v).sum::<f32>().sqrt().max(0.1);
+            cell.iter_mut().for_each(|v| *v /= length);
+        }
+        map
+    };
+    // Few directions of few channels: many scores are equal but for their rounding.
+    let maps: Vec<EmbeddingMap> = (0..4).map(unit).collect();
+    for (radius, topk) in [(0, 1), (1, 2), (3, 2), (12, 5)] {
+        let config = PropagationConfig { radius, topk, context_frames: 2, ..Default::default() };
+        assert_eq!(found(&config, &maps, false), found(&config, &maps, true), "{radius} {topk}");
     }
 }
