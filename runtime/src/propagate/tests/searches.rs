@@ -100,7 +100,9 @@ fn sums_are_rounded_alike() {
         let mut map = embedding(8, 25, 3, seed);
         for cell in map.data.chunks_exact_mut(3) {
             let length = cell.iter().map(|v| v * v).sum::<f32>().sqrt().max(0.1);
-            cell.iter_mut().for_each(|v| *v /= length);
+            for value in cell.iter_mut() {
+                *value /= length;
+            }
         }
         map
     };
