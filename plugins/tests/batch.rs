@@ -17,8 +17,9 @@ const CAPS: &str = "video/x-raw,format=I420,width=96,height=72,framerate=30/1";
 #[derive(Default)]
 struct Arrived {
     frames: usize,
-    /// Embeddings by the time stamp of the frame that they were made of.
-    maps: BTreeMap<gst::ClockTime, EmbeddingMap>,
+    /// Embeddings by the number of the frame that they were made of: a live source stamps its frames by
+    /// the clock, but draws them by their number.
+    maps: BTreeMap<u64, EmbeddingMap>,
     /// Numbers of the models that made them, in order.
     models: Vec<u64>,
 }
@@ -47,7 +48,7 @@ impl Stream {
                 if let Some((embedding, _)) = Embedding::from_buffer(buffer).unwrap() {
                     let mut map = EmbeddingMap::default();
                     embedding.read(&mut map).unwrap();
-                    arrived.maps.insert(embedding.source.pts.unwrap(), map);
+                    arrived.maps.insert(embedding.source.frame, map);
                     arrived.models.push(embedding.model);
                 }
             }
@@ -108,12 +109,12 @@ fn wait_until(what: &str, mut happened: impl FnMut() -> bool) {
 
 fn assert_same(found: &Arrived, expected: &Arrived) {
     assert!(!found.maps.is_empty());
-    for (pts, map) in &found.maps {
-        let other = &expected.maps[pts];
+    for (frame, map) in &found.maps {
+        let other = &expected.maps[frame];
         assert_eq!((map.width, map.height, map.dim), (other.width, other.height, other.dim));
         let apart =
             map.data.iter().zip(&other.data).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(apart < 1e-5, "{pts}: {apart:e}");
+        assert!(apart < 1e-5, "frame {frame}: {apart:e}");
     }
 }
 
