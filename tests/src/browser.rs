@@ -72,6 +72,16 @@ impl Browser {
 
     /// Sends a command and waits for its result.
     fn call(&mut self, tab: Option<&Tab>, method: &str, parameters: &Value) -> Value {
+        self.try_call(tab, method, parameters).unwrap_or_else(|error| panic!("{method}: {error}"))
+    }
+
+    /// Sends a command and waits for its result, or for what the browser says against it.
+    fn try_call(
+        &mut self,
+        tab: Option<&Tab>,
+        method: &str,
+        parameters: &Value,
+    ) -> Result<Value, Value> {
         self.last += 1;
         let mut message = json!({ "id": self.last, "method": method, "params": parameters });
         if let Some(tab) = tab {
@@ -93,8 +103,10 @@ impl Browser {
                 _ => {}
             }
             if answer["id"] == self.last {
-                assert!(answer.get("error").is_none(), "{method}: {answer}");
-                return answer["result"].clone();
+                return match answer.get("error") {
+                    Some(error) => Err(error.clone()),
+                    None => Ok(answer["result"].clone()),
+                };
             }
         }
     }
@@ -124,19 +136,24 @@ impl Browser {
 
     /// The value of an expression on a page.
     pub fn eval(&mut self, tab: &Tab, expression: &str) -> Value {
+        self.try_eval(tab, expression).unwrap_or_else(|error| panic!("{expression}: {error}"))
+    }
+
+    /// The value of an expression on a page, or what the browser says against it.
+    fn try_eval(&mut self, tab: &Tab, expression: &str) -> Result<Value, Value> {
         let parameters = json!({
             "expression": expression, "returnByValue": true, "awaitPromise": true,
         });
-        let answer = self.call(Some(tab), "Runtime.evaluate", &parameters);
+        let answer = self.try_call(Some(tab), "Runtime.evaluate", &parameters)?;
         let failed = answer.get("exceptionDetails");
         assert!(failed.is_none(), "{expression}: {failed:?}");
-        answer["result"].get("value").cloned().unwrap_or(Value::Null)
+        Ok(answer["result"].get("value").cloned().unwrap_or(Value::Null))
     }
 
-    /// Waits until an expression is true.
+    /// Waits until an expression is true. While a page gives way to the next, nothing is.
     pub fn wait(&mut self, tab: &Tab, expression: &str) {
         let start = Instant::now();
-        while self.eval(tab, &format!("Boolean({expression})")) != true {
+        while self.try_eval(tab, &format!("Boolean({expression})")) != Ok(Value::Bool(true)) {
             let complaints = &self.complaints;
             assert!(start.elapsed() < PATIENCE, "never true: {expression}; {complaints:?}");
             std::thread::sleep(Duration::from_millis(30));
